@@ -1,0 +1,1 @@
+"""Everything that owns a process, a GPU or a socket."""

@@ -1,0 +1,179 @@
+"""What crosses the boundary of an engine: the order for a round and the report of it.
+
+Arrays travel beside these values, never in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fedmt_flower.domain.allocation import Allocation
+from fedmt_flower.domain.plan import RoundPlan
+from fedmt_flower.domain.task import Scalar, Task, check_name, check_unique
+from fedmt_flower.errors import ConfigError
+
+
+class Mode(StrEnum):
+    """What a round does with the weights it receives."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    TRAIN_AND_EVALUATE = "train and evaluate"
+    """Evaluate the received weights, then train from them."""
+
+    @property
+    def trains(self) -> bool:
+        return self is not Mode.EVALUATE
+
+    @property
+    def evaluates(self) -> bool:
+        return self is not Mode.TRAIN
+
+
+class Status(StrEnum):
+    """How a task's share of a round ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Phase(StrEnum):
+    """What a task was doing during a span of a timeline."""
+
+    PREPARE = "prepare"
+    DOWNLOAD = "download"
+    EVALUATE = "evaluate"
+    COMPUTE = "compute"
+    UPLOAD = "upload"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One task of a round: the task, and the server's configuration for it in this round.
+
+    `parameters` override the task's own hyperparameters of the same name.
+    """
+
+    task: Task
+    mode: Mode = Mode.TRAIN_AND_EVALUATE
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOrder:
+    """What a client asks of an engine.
+
+    A round is a function of the weights, this order and nothing else: everything random in task *t* is
+    seeded by (seed, round, site, t).
+
+    Parameters
+    ----------
+    run
+        Identity of the federated run; workers and data outlive a round but not a change of tasks.
+    round
+        1-based round of the federation.
+    site
+        Name of the client's identity: its tasks and its share of the data.
+    assignments
+        The tasks of this round, in the order in which the server named them.
+    allocation
+        The policy that chooses the budgets.
+    seed
+        Seed of the run, 0 or more.
+    deadline_s
+        Seconds after which a task of the round is given up; None waits as long as it takes.
+    """
+
+    run: str
+    round: int
+    site: str
+    assignments: tuple[Assignment, ...]
+    allocation: Allocation
+    seed: int = 0
+    deadline_s: float | None = None
+
+    def __post_init__(self) -> None:
+        check_name("site", self.site)
+        check_unique(tuple(assignment.task for assignment in self.assignments))
+        if self.round < 0 or self.seed < 0:
+            raise ConfigError(f"round {self.round}, seed {self.seed}: expected 0 or more")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ConfigError(f"deadline_s: got {self.deadline_s}, expected more than 0 seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Task `task` was in `phase` from `start_s` to `end_s`, seconds since the round arrived."""
+
+    task: str
+    phase: Phase
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskReport:
+    """How one task's share of a round went.
+
+    Parameters
+    ----------
+    task
+        The task's name.
+    status, error
+        `error` is empty unless the task failed; then it is one line naming site, task and cause.
+    samples
+        Samples trained on: E epochs over Dᵢ count E·Dᵢ.
+    train_examples, evaluate_examples
+        Dᵢ of the training and of the test split, in samples.
+    train_metrics, evaluate_metrics
+        Finite floats by name. `evaluate_metrics` are those of the weights as they were received.
+    level
+        What the budget came to on the device: streaming multiprocessors on a GPU, threads on CPUs.
+    pid
+        Process that ran the task.
+    compute_s
+        Seconds of training alone, from the first step's start to the last step's end.
+    """
+
+    task: str
+    status: Status
+    error: str = ""
+    samples: int = 0
+    train_examples: int = 0
+    evaluate_examples: int = 0
+    train_metrics: Mapping[str, float] = field(default_factory=dict)
+    evaluate_metrics: Mapping[str, float] = field(default_factory=dict)
+    level: int = 0
+    pid: int = 0
+    compute_s: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Observed throughput Pᵢ in samples per second; 0 if nothing was trained."""
+        return self.samples / self.compute_s if self.compute_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """How a round went on one site: the plan, one report per task, the observed timeline.
+
+    `waited_s` is how long the order stood in the engine's queue, `wall_s` how long it then ran.
+    """
+
+    site: str
+    round: int
+    plan: RoundPlan
+    tasks: tuple[TaskReport, ...]
+    timeline: tuple[Span, ...]
+    backend: str
+    waited_s: float
+    wall_s: float
+
+    def task(self, name: str) -> TaskReport:
+        """The report of the task called `name`; KeyError if the round had none."""
+        for report in self.tasks:
+            if report.task == name:
+                return report
+        raise KeyError(name)

@@ -1,0 +1,123 @@
+"""What a federated task is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fedmt_flower.errors import ConfigError
+
+Scalar = bool | int | float | str
+"""What a hyperparameter may be; the same set that Flower's run configuration carries."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
+
+
+class TaskKind(StrEnum):
+    """How much of a task's training the package sees."""
+
+    WHOLE_CALL = "whole-call"
+    """The user's own `train(model, data, …)`; its budget holds for the whole round."""
+    STEPPED = "stepped"
+    """A loop that the package drives step by step; it can be handed over between two steps."""
+
+
+def check_name(what: str, name: str) -> str:
+    """Return `name` if it can name a task or a site, else raise ConfigError.
+
+    A name is 1 to 64 ASCII letters, digits, dots, dashes and underscores and begins with a letter or a
+    digit: it becomes part of file names and of record keys, which use the slash as a separator.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what} name {name!r}: expected 1 to 64 of the ASCII characters A-Z a-z 0-9 _ . - that "
+            "begin with a letter or a digit; choose another name"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One federated task: a model, its data and how it is trained, each named by import path.
+
+    Nothing here is imported: an import path ``package.module:object`` is resolved only inside the worker
+    process that runs the task (and by the server, for `model` alone, to make the initial weights).
+
+    Parameters
+    ----------
+    name
+        The task's name, the same on every site and on the server; see `check_name`.
+    model
+        Import path of a callable that returns a new ``torch.nn.Module``.
+    data
+        Import path of a callable that returns ``(train, test)``: each a ``DataLoader``, a map-style
+        ``Dataset`` or a tuple of tensors.
+    train
+        Import path of the user's ``train(model, data, …)``: a *whole-call* task. Empty: *stepped*.
+    evaluate
+        Import path of the user's ``evaluate(model, data, …)``. Empty: the objective's own metrics.
+    trainer
+        Import path of a stepped trainer (see `fedmt_flower.device.trainer`). Empty: the package's loop.
+    objective
+        Import path of the loss and metrics that the package's loop uses.
+    optimizer
+        Import path of a ``torch.optim`` optimizer that the package's loop uses.
+    parameters
+        Hyperparameters, handed by name to each callable above that has a parameter so named.
+    python_path
+        Directories to put in front of ``sys.path`` before importing anything of the task.
+
+    Raises
+    ------
+    ConfigError
+        If the name or an import path cannot be one, or `train` and `trainer` are both given.
+    """
+
+    name: str
+    model: str
+    data: str
+    train: str = ""
+    evaluate: str = ""
+    trainer: str = ""
+    objective: str = "fedmt_flower.tasks.objectives:classification"
+    optimizer: str = "torch.optim:SGD"
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    python_path: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name("task", self.name)
+        required = {"model": self.model, "data": self.data}
+        optional = {
+            "train": self.train,
+            "evaluate": self.evaluate,
+            "trainer": self.trainer,
+            "objective": self.objective,
+            "optimizer": self.optimizer,
+        }
+        problems = [
+            f"task {self.name!r}, {key}: got {path!r}, expected an import path like 'package.module:object'"
+            for key, path in (required | {k: p for k, p in optional.items() if p}).items()
+            if not _PATH.fullmatch(path)
+        ]
+        if self.train and self.trainer:
+            problems.append(f"task {self.name!r}: give `train` (whole-call) or `trainer` (stepped), not both")
+        if problems:
+            raise ConfigError(*problems)
+
+    @property
+    def kind(self) -> TaskKind:
+        """Whole-call if the user brings a `train` function, else stepped."""
+        return TaskKind.WHOLE_CALL if self.train else TaskKind.STEPPED
+
+
+def check_unique(tasks: tuple[Task, ...]) -> None:
+    """Raise ConfigError if there is no task or two of one name (compared without case)."""
+    if not tasks:
+        raise ConfigError("no task given: expected at least one")
+    names = [task.name.casefold() for task in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"two tasks are named {', '.join(map(repr, twice))}: names must differ, case aside")
