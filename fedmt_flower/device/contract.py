@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fedmt_flower.domain.round import RoundOrder, RoundReport
 
-Weights = Mapping[str, NDArray[np.generic[Any]]]
+Weights = Mapping[str, NDArray[Any]]
 """A model's state: arrays by the names of its `state_dict`, in its order."""
 
 

@@ -42,6 +42,8 @@ class Allocation:
 
     def __post_init__(self) -> None:
         if self.budgets and self.policy is not Policy.STATIC:
-            raise ConfigError(f"allocation {self.policy}: takes no budgets, got {list(self.budgets)}; use static")
+            raise ConfigError(
+                f"allocation {self.policy}: takes no budgets, got {list(self.budgets)}; use static"
+            )
         for position, budget in enumerate(self.budgets):
             check_budget(f"task {position + 1}", budget)
