@@ -1,0 +1,138 @@
+"""The folder of a run: what is written there, and how it is read back.
+
+``config.yaml`` (the resolved configuration), ``rounds.jsonl`` (an entry per round, site and task),
+``summary.json``, ``trace.json`` (the observed timelines; open it in Perfetto or chrome://tracing) and
+``weights/<task>.safetensors`` (each task's final `state_dict`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from fedmt_flower.errors import FedMTError
+from fedmt_flower.federation.record import Entry, Summary
+from fedmt_flower.federation.trace import trace
+
+CONFIG = "config.yaml"
+ROUNDS = "rounds.jsonl"
+SUMMARY = "summary.json"
+TRACE = "trace.json"
+WEIGHTS = "weights"
+
+_T = TypeVar("_T")
+
+
+class RunFolderError(FedMTError):
+    """The folder of a run cannot be made, written or read."""
+
+
+class RunFolder:
+    """The folder of one run. Every file is written aside and renamed, or appended to whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: str) -> RunFolder:
+        """Make the folder and save `config` in it.
+
+        Raises
+        ------
+        RunFolderError
+            If there is something at `path` already, or it cannot be written.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunFolderError(f"run folder {path}: exists already and is kept as it is; name another one")
+        folder = cls(path)
+        with folder._guarded("cannot be made"):
+            path.mkdir(parents=True, exist_ok=True)
+        folder.write(CONFIG, config.encode())
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The folder of an earlier run; RunFolderError if there is none at `path`."""
+        if not (path / CONFIG).is_file():
+            raise RunFolderError(f"run folder {path}: no run there (it has no {CONFIG})")
+        return cls(path)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace the file `name` by `content`; what was there stays if that fails."""
+        target = self.path / name
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        with self._guarded(f"{name} not written"):
+            try:
+                target.parent.mkdir(exist_ok=True)
+                with aside.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.replace(target)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise
+
+    def append(self, lines: Iterable[Entry]) -> None:
+        """Add `lines` to the rounds, all of them or none."""
+        content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+        with self._guarded(f"{ROUNDS} not extended"), (self.path / ROUNDS).open("ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            try:
+                remaining = memoryview(content)
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(before)
+                raise
+
+    def save_summary(self, summary: Summary) -> None:
+        """Replace the summary."""
+        self.write(SUMMARY, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+
+    def save_weights(self, task: str, weights: Mapping[str, NDArray[Any]]) -> tuple[str, str]:
+        """Save a task's final weights; return the file within the folder, and the line that loads it."""
+        name = f"{WEIGHTS}/{task}.safetensors"
+        self.write(name, save(dict(weights)))
+        return name, f'model.load_state_dict(safetensors.torch.load_file("{self.path / name}"))'
+
+    def save_trace(self) -> None:
+        """Write the observed timelines of all rounds so far as a Chrome trace."""
+        self.write(TRACE, msgspec.json.encode(trace(self.rounds())))
+
+    def rounds(self) -> tuple[Entry, ...]:
+        """The entries written so far."""
+        path = self.path / ROUNDS
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return tuple(self._decode(ROUNDS, line, Entry) for line in lines)
+
+    def summary(self) -> Summary:
+        """The summary; RunFolderError if the run has not come to one."""
+        path = self.path / SUMMARY
+        if not path.exists():
+            raise RunFolderError(f"run folder {self.path}: no {SUMMARY}; no round of that run ended")
+        return self._decode(SUMMARY, path.read_bytes(), Summary)
+
+    def _decode(self, name: str, content: bytes, kind: type[_T]) -> _T:
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except msgspec.DecodeError as error:
+            raise RunFolderError(f"run folder {self.path}: {name} cannot be read: {error}") from error
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            cause = error.strerror or str(error)
+            raise RunFolderError(
+                f"run folder {self.path}: {what}: {cause}; what was written before is intact"
+            ) from error
