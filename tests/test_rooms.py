@@ -84,7 +84,7 @@ def test_only_one_module_names_the_variables_of_mps() -> None:
 
 @pytest.mark.parametrize("module", ["fedmt_flower", "fedmt_flower.cli", "fedmt_flower.domain.round"])
 def test_importing_the_package_loads_nothing_heavy(module: str) -> None:
-    heavy = "torch flwr ray xgboost hydra omegaconf matplotlib sklearn".split()
+    heavy = ["torch", "flwr", "ray", "xgboost", "hydra", "omegaconf", "matplotlib", "sklearn"]
     code = f"import sys, {module}; print(*sorted(set(sys.modules) & set({heavy!r})))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
