@@ -1,0 +1,1 @@
+"""Benchmarks: a driver for each claim, and what they share."""

@@ -1,0 +1,123 @@
+"""Repeats of many cells, interleaved, within a time budget, taken up again where they stopped."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from fedmt_flower.bench.result import Json, Sample
+from fedmt_flower.errors import ConfigError
+
+
+class Recorder:
+    """Keeps the samples of one benchmark, each written to `path` as soon as it is taken.
+
+    Parameters
+    ----------
+    path
+        The file of samples, one JSON object a line.
+    settings
+        What the benchmark runs with; samples taken with other settings are not mixed with these.
+    resume
+        Whether to go on from the samples in `path`; else they are discarded.
+    deadline
+        Moment of the monotonic clock after which no further sample is begun.
+
+    Raises
+    ------
+    ConfigError
+        If `resume` is set and the file was begun with other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Json], resume: bool, deadline: float) -> None:
+        self.samples: list[Sample] = []
+        self.deadline = deadline
+        self._path = path
+        self._longest_s = 0.0
+        self._began = time.monotonic()
+        self._before_s = 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume and path.exists():
+            self._read(settings)
+        else:
+            path.write_bytes(msgspec.json.encode(settings) + b"\n")
+
+    @property
+    def seconds(self) -> float:
+        """Time spent so far, resumed runs included."""
+        return self._before_s + time.monotonic() - self._began
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline; negative after it."""
+        return self.deadline - time.monotonic()
+
+    def interleave(self, cells: Sequence[str], repeats: int) -> Iterator[tuple[str, int]]:
+        """The cells and repeats still to be taken: all cells once, then all again, in a new order each time.
+
+        Ends when all are there, or when the next would probably outlast the deadline.
+        """
+        there = {(sample.cell, sample.repeat) for sample in self.samples}
+        for repeat in range(repeats):
+            order = list(cells)
+            random.Random(repeat).shuffle(order)
+            for cell in order:
+                if (cell, repeat) in there:
+                    continue
+                if self.left_s < self._longest_s:
+                    return
+                begun = time.monotonic()
+                yield cell, repeat
+                self._longest_s = max(self._longest_s, time.monotonic() - begun)
+
+    def add(self, cell: str, repeat: int, values: dict[str, Json], flags: Sequence[str] = ()) -> None:
+        """Keep one repeat of `cell`."""
+        sample = Sample(cell=cell, repeat=repeat, values=values, flags=tuple(flags))
+        self.samples.append(sample)
+        line = {"seconds": round(self.seconds, 3), "sample": sample}
+        with self._path.open("ab") as file:
+            file.write(msgspec.json.encode(line) + b"\n")
+
+    def take(self, cell: str, measure: Callable[[], dict[str, Json]]) -> dict[str, Json]:
+        """The values of a cell that has one repeat only, measured unless they are there."""
+        for sample in self.samples:
+            if sample.cell == cell:
+                return sample.values
+        values = measure()
+        self.add(cell, 0, values)
+        return values
+
+    def has_all(self, cells: Sequence[str], repeats: int) -> bool:
+        """Whether every one of `cells` has all its repeats."""
+        there = {(sample.cell, sample.repeat) for sample in self.samples}
+        return all((cell, repeat) in there for cell in cells for repeat in range(repeats))
+
+    def discard(self) -> None:
+        """Remove the file of samples, once they are in the benchmark's record."""
+        self._path.unlink(missing_ok=True)
+
+    def _read(self, settings: dict[str, Json]) -> None:
+        head, *lines = self._path.read_bytes().splitlines()
+        if msgspec.json.decode(head) != msgspec.json.decode(msgspec.json.encode(settings)):
+            raise ConfigError(
+                f"{self._path}: begun with other settings ({head.decode()}); use the same, or do not resume"
+            )
+        if lines and not _is_json(lines[-1]):  # a kill cut it off
+            lines.pop()
+            self._path.write_bytes(b"\n".join([head, *lines]) + b"\n")
+        for line in lines:
+            entry = msgspec.json.decode(line)
+            self.samples.append(msgspec.convert(entry["sample"], Sample))
+            self._before_s = entry["seconds"]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return False
+    return True

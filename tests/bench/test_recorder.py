@@ -1,0 +1,68 @@
+"""Interleaved repeats within a time budget, and taking them up again."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+
+from fedmt_flower.bench.recorder import Recorder
+from fedmt_flower.errors import ConfigError
+
+CELLS = ("a", "b", "c", "d")
+
+
+def recorder(path: Path, *, resume: bool = False, deadline: float = math.inf, quick: bool = True) -> Recorder:
+    return Recorder(path, {"quick": quick}, resume, deadline)
+
+
+def test_every_cell_is_taken_once_before_any_is_taken_again(tmp_path: Path) -> None:
+    taken = list(recorder(tmp_path / "x.jsonl").interleave(CELLS, 3))
+    assert len(taken) == 12
+    for repeat in range(3):
+        assert {cell for cell, r in taken[4 * repeat : 4 * repeat + 4] if r == repeat} == set(CELLS)
+    assert [cell for cell, r in taken if r == 0] != [cell for cell, r in taken if r == 1]
+
+
+def test_a_stopped_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    first = recorder(tmp_path / "x.jsonl")
+    for number, (cell, repeat) in enumerate(first.interleave(CELLS, 2)):
+        first.add(cell, repeat, {"number": number}, flags=("odd",))
+        if number == 4:
+            break
+    with (tmp_path / "x.jsonl").open("ab") as file:
+        file.write(b'{"seconds": 1, "sam')
+    second = recorder(tmp_path / "x.jsonl", resume=True)
+    assert second.samples == first.samples
+    left = list(second.interleave(CELLS, 2))
+    assert len(left) == 3
+    assert not second.has_all(CELLS, 2)
+    for cell, repeat in left:
+        second.add(cell, repeat, {})
+    assert second.has_all(CELLS, 2)
+
+
+def test_samples_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+    recorder(tmp_path / "x.jsonl", quick=True)
+    with pytest.raises(ConfigError, match="other settings"):
+        recorder(tmp_path / "x.jsonl", quick=False, resume=True)
+    assert recorder(tmp_path / "x.jsonl", quick=False).samples == []
+
+
+def test_no_cell_is_begun_that_would_outlast_the_deadline(tmp_path: Path) -> None:
+    bounded = recorder(tmp_path / "x.jsonl", deadline=time.monotonic() + 0.25)
+    taken = 0
+    for _ in bounded.interleave(CELLS, 100):
+        taken += 1
+        time.sleep(0.1)
+    assert taken == 2
+    assert bounded.left_s > 0
+
+
+def test_what_has_one_repeat_is_measured_once(tmp_path: Path) -> None:
+    keeper = recorder(tmp_path / "x.jsonl")
+    assert keeper.take("only", lambda: {"value": 1}) == {"value": 1}
+    assert keeper.take("only", lambda: {"value": 2}) == {"value": 1}
+    assert len(keeper.samples) == 1
