@@ -6,6 +6,9 @@ passes on only an exception's text, so site, task and cause belong in that text.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FedMTError(Exception):
     """Base class of the package's errors; the command line turns one into a line and exit code 1."""
@@ -29,3 +32,10 @@ class EngineError(FedMTError):
 
 class ProtocolError(EngineError):
     """A peer of the engine sent what the protocol does not allow."""
+
+
+def expected_one_of(given: str, choices: Iterable[str]) -> str:
+    """The end of an error's line: the choices there are, and the closest to what was given."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(given, known, n=1)
+    return f"expected one of {', '.join(known)}" + (f"; did you mean {close[0]}?" if close else "")

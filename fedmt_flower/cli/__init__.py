@@ -7,7 +7,6 @@ A command is a module of this package with `add_arguments(parser)` and `run(argu
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import signal
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from fedmt_flower.errors import ConfigError, FedMTError
+from fedmt_flower.errors import ConfigError, FedMTError, expected_one_of
 
 COMMANDS = {
     "sim": "train a federation of several tasks here, on Flower's simulation",
@@ -71,9 +70,7 @@ def _dispatch(words: list[str]) -> int:
         print(f"fedmt {version('fedmt_flower')}")
         return 0
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(COMMANDS)}"
-        _complain(f"unknown command {name!r}: {hint}")
+        _complain(f"unknown command {name!r}: {expected_one_of(name, COMMANDS)}")
         return 2
     module = importlib.import_module(f"{__name__}.{name}")
     parser = _Parser(prog=f"fedmt {name}", description=COMMANDS[name], epilog="--debug adds tracebacks.")

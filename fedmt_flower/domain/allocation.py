@@ -45,5 +45,11 @@ class Allocation:
             raise ConfigError(
                 f"allocation {self.policy}: takes no budgets, got {list(self.budgets)}; use static"
             )
+        problems: list[str] = []
         for position, budget in enumerate(self.budgets):
-            check_budget(f"task {position + 1}", budget)
+            try:
+                check_budget(f"task {position + 1}", budget)
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(*problems)

@@ -1,0 +1,277 @@
+"""The settings of a federation: what a configuration means once it is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
+
+from fedmt_flower.domain.allocation import Allocation
+from fedmt_flower.domain.device import DeviceSettings
+from fedmt_flower.domain.task import Scalar, Task, check_unique
+from fedmt_flower.errors import ConfigError, expected_one_of
+from fedmt_flower.planning.allocation import plan_round
+
+_SHORT = {"model": "models", "data": "data", "objective": "objectives", "optimizer": "optimizers"}
+"""The fields of a task that may be a short name, and the section of the catalogue that explains it."""
+
+_T = TypeVar("_T")
+
+
+class Partition(StrEnum):
+    """How the classes of a data set are spread over the sites."""
+
+    IID = "iid"
+    DIRICHLET = "dirichlet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """How data is shared out.
+
+    Parameters
+    ----------
+    partition
+        How the sites' shares differ.
+    alpha
+        The Dirichlet distribution's concentration, above 0: the smaller, the more unlike the shares.
+    site_volumes
+        Ratio of the sites' volumes; empty: equal.
+    task_volumes
+        Ratio of the tasks' volumes, in the tasks' order; empty: each task uses all its data.
+    """
+
+    partition: Partition = Partition.IID
+    alpha: float = 1.0
+    site_volumes: tuple[float, ...] = ()
+    task_volumes: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            problems.append(f"alpha: got {self.alpha}, expected more than 0")
+        for name, volumes in (("site_volumes", self.site_volumes), ("task_volumes", self.task_volumes)):
+            if not all(math.isfinite(volume) and volume > 0 for volume in volumes):
+                problems.append(f"{name}: got {list(volumes)}, expected numbers above 0, or none")
+        if problems:
+            raise ConfigError(*problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategySettings:
+    """A Flower strategy: its name or import path, and its constructor's arguments."""
+
+    name: str = "FedAvg"
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationSettings:
+    """Who takes part, for how long, and how each task is aggregated.
+
+    Parameters
+    ----------
+    rounds
+        Rounds of training, 1 or more.
+    sites
+        Sites that the run waits for before its first round, 1 or more.
+    seed
+        Everything random derives from it; 0 or more.
+    timeout_s
+        Seconds after which the server gives up on a site's answer.
+    strategy
+        The strategy of every task that `strategies` does not name.
+    strategies
+        Strategies by task.
+    """
+
+    rounds: int = 3
+    sites: int = 3
+    seed: int = 0
+    timeout_s: float = 3600.0
+    strategy: StrategySettings = field(default_factory=StrategySettings)
+    strategies: Mapping[str, StrategySettings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        least = {"rounds": 1, "sites": 1, "seed": 0}
+        problems = [
+            f"{name}: got {getattr(self, name)}, expected {bound} or more"
+            for name, bound in least.items()
+            if getattr(self, name) < bound
+        ]
+        if not self.timeout_s > 0:
+            problems.append(f"timeout_s: got {self.timeout_s}, expected more than 0 seconds")
+        if problems:
+            raise ConfigError(*problems)
+
+    def strategy_of(self, task: str) -> StrategySettings:
+        """The strategy of `task`."""
+        return self.strategies.get(task, self.strategy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A whole configuration.
+
+    `folder` is where the run's results go, `text` the resolved configuration as YAML.
+    """
+
+    folder: Path
+    tasks: tuple[Task, ...]
+    data: DataSettings
+    allocation: Allocation
+    device: DeviceSettings
+    federation: FederationSettings
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Top:
+    folder: str
+    tasks: dict[str, Any]
+    data: dict[str, Any]
+    allocation: dict[str, Any]
+    device: dict[str, Any]
+    federation: dict[str, Any]
+
+
+Catalogue = Mapping[str, Mapping[str, str]]
+"""Import paths by short name, by section: ``models``, ``data``, ``objectives``, ``optimizers``."""
+
+
+def read_settings(
+    content: Mapping[str, Any], text: str, catalogue: Catalogue, problems: list[str]
+) -> Settings:
+    """Turn a composed configuration into settings.
+
+    Parameters
+    ----------
+    content
+        The configuration as plain values.
+    text
+        The same as YAML.
+    catalogue
+        What short names stand for.
+    problems
+        What is already known to be wrong.
+
+    Raises
+    ------
+    ConfigError
+        With `problems` and everything wrong with `content`.
+    """
+    problems = list(problems)
+    top = _read(_Top, content, "", problems)
+    if top is None:
+        raise ConfigError(*problems)
+    tasks = [_read_task(name, node, catalogue, problems) for name, node in top.tasks.items()]
+    data = _read(DataSettings, top.data, "data", problems)
+    allocation = _read(Allocation, top.allocation, "allocation", problems)
+    device = _read(DeviceSettings, top.device, "device", problems)
+    federation = _read(FederationSettings, top.federation, "federation", problems)
+    names = tuple(top.tasks)
+    if data and federation:
+        problems += _volume_problems(data, len(names), federation.sites)
+    if federation:
+        problems += [
+            f"federation.strategies: there is no task {name!r}; {expected_one_of(name, names)}"
+            for name in federation.strategies
+            if name not in names
+        ]
+    known = tuple(task for task in tasks if task)
+    if len(known) == len(tasks):
+        _collect(lambda: check_unique(known), "", problems)
+        if allocation and known:
+            _collect(lambda: plan_round(allocation, names), "", problems)
+    if problems or not (data and allocation and device and federation):
+        raise ConfigError(*problems)
+    return Settings(
+        folder=Path(top.folder),
+        tasks=known,
+        data=data,
+        allocation=allocation,
+        device=device,
+        federation=federation,
+        text=text,
+    )
+
+
+def _read_task(name: str, node: Any, catalogue: Catalogue, problems: list[str]) -> Task | None:
+    where = f"tasks.{name}"
+    if not isinstance(node, Mapping):
+        problems.append(f"{where}: got {node!r}, expected a task with a model and data")
+        return None
+    values = {"name": name} | dict(node)
+    count = len(problems)
+    for key, section in _SHORT.items():
+        short, names = values.get(key), catalogue[section]
+        if isinstance(short, str) and ":" not in short:
+            if short in names:
+                values[key] = names[short]
+            else:
+                problems.append(
+                    f"{where}.{key}: there is no {key} {short!r}; expected an import path like "
+                    f"package.module:object, or {expected_one_of(short, names).removeprefix('expected ')}"
+                )
+    places = values.get("python_path")
+    if isinstance(places, list):
+        values["python_path"] = [str(Path(str(place)).absolute()) for place in places]
+    return _read(Task, values, where, problems) if len(problems) == count else None
+
+
+def _volume_problems(data: DataSettings, tasks: int, sites: int) -> list[str]:
+    lengths = (
+        ("site_volumes", data.site_volumes, sites, "sites"),
+        ("task_volumes", data.task_volumes, tasks, "tasks"),
+    )
+    return [
+        f"data.{name}: got {len(volumes)} numbers for {count} {what}, expected one for each, or none"
+        for name, volumes, count, what in lengths
+        if volumes and len(volumes) != count
+    ]
+
+
+def _read(kind: type[_T], node: Any, where: str, problems: list[str]) -> _T | None:
+    """A `kind` made of `node`, or None and more `problems`, all that there are."""
+    types = get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    count = len(problems)
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        if key not in types:
+            problems.append(f"{prefix}{key}: there is no such key; {expected_one_of(str(key), types)}")
+            continue
+        try:
+            values[key] = msgspec.convert(value, types[key])
+        except msgspec.ValidationError as error:
+            problems.append(f"{prefix}{key}: got {value!r}; {_expectation(types[key], value, error)}")
+    required = {
+        f.name
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    problems += [f"{prefix}{key}: missing; expected a value" for key in sorted(required - set(node))]
+    if len(problems) > count:
+        return None
+    return _collect(lambda: kind(**values), prefix, problems)
+
+
+def _expectation(kind: Any, value: Any, error: msgspec.ValidationError) -> str:
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return expected_one_of(str(value), list(kind))
+    return str(error).replace("Expected", "expected").replace("`", "")
+
+
+def _collect(make: Callable[[], _T], prefix: str, problems: list[str]) -> _T | None:
+    """What `make` makes, or None and more `problems`."""
+    try:
+        return make()
+    except ConfigError as error:
+        problems += [f"{prefix}{problem}" for problem in error.problems]
+        return None
