@@ -1,0 +1,134 @@
+"""The engine without processes: every task in the calling one, in turn."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from fedmt_flower.device.contract import Progress, RoundResult, Weights
+from fedmt_flower.device.job import Job, JobResult
+from fedmt_flower.device.runtime import TaskRuntime
+from fedmt_flower.device.seeding import preserved_generators
+from fedmt_flower.domain.device import Backend
+from fedmt_flower.domain.plan import TaskPlan
+from fedmt_flower.domain.round import (
+    Assignment,
+    Phase,
+    RoundOrder,
+    RoundReport,
+    Span,
+    Status,
+    TaskReport,
+)
+from fedmt_flower.errors import EngineError, TaskError
+from fedmt_flower.planning.allocation import plan_round
+
+_log = logging.getLogger(__name__)
+
+
+class InlineEngine:
+    """Runs rounds in the calling process, for a debugger and for tests.
+
+    Budgets are unused, and a deadline is not kept: nothing here could interrupt a task. The caller's
+    random generators are given back as they were.
+
+    Parameters
+    ----------
+    device
+        A torch device.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._runtimes: dict[str, TaskRuntime] = {}
+
+    def run_round(
+        self,
+        order: RoundOrder,
+        weights: Mapping[str, Weights],
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> RoundResult:
+        """Run one round of one site; see `fedmt_flower.device.contract.Engine`."""
+        started = time.monotonic()
+        assignments = {assignment.task.name: assignment for assignment in order.assignments}
+        absent = [name for name in assignments if name not in weights]
+        if absent:
+            raise EngineError(f"site {order.site!r}, round {order.round}: no weights for {', '.join(absent)}")
+        plan = plan_round(order.allocation, tuple(assignments))
+        reports: list[TaskReport] = []
+        spans: list[Span] = []
+        updates: dict[str, Weights] = {}
+        for task_plan in plan.tasks:
+            name = task_plan.task
+            try:
+                with preserved_generators():
+                    result = self._run_task(order, assignments[name], task_plan, weights[name], on_progress)
+            except TaskError as error:
+                _log.warning("round %d: %s", order.round, error)
+                _log.debug("where it was raised", exc_info=error)
+                reports.append(TaskReport(task=name, status=Status.FAILED, error=str(error), pid=os.getpid()))
+                continue
+            reports.append(_report(name, result))
+            spans += [
+                Span(task=name, phase=s.phase, start_s=s.start - started, end_s=s.end - started)
+                for s in result.stretches
+            ]
+            if result.weights is not None:
+                updates[name] = result.weights
+        report = RoundReport(
+            site=order.site,
+            round=order.round,
+            plan=plan,
+            tasks=tuple(reports),
+            timeline=tuple(spans),
+            backend=Backend.INLINE,
+            waited_s=0.0,
+            wall_s=time.monotonic() - started,
+        )
+        return RoundResult(report=report, weights=updates)
+
+    def close(self) -> None:
+        """Forget models and data."""
+        self._runtimes.clear()
+
+    def _run_task(
+        self,
+        order: RoundOrder,
+        assignment: Assignment,
+        task_plan: TaskPlan,
+        weights: Weights,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> JobResult:
+        task = assignment.task
+        runtime = self._runtimes.get(task.name)
+        if runtime is None or runtime.task != task:
+            runtime = self._runtimes[task.name] = TaskRuntime(task, self._device)
+        batch = {} if task_plan.batch_size is None else {"batch_size": task_plan.batch_size}
+        job = Job(
+            site=order.site,
+            round=order.round,
+            seed=order.seed,
+            mode=assignment.mode,
+            parameters={**task.parameters, **assignment.parameters, **batch},
+        )
+        return runtime.run(job, weights, on_progress)
+
+
+def _report(task: str, result: JobResult) -> TaskReport:
+    compute = sum(s.end - s.start for s in result.stretches if s.phase is Phase.COMPUTE)
+    return TaskReport(
+        task=task,
+        status=Status.DONE,
+        samples=result.samples,
+        train_examples=result.train_examples,
+        evaluate_examples=result.evaluate_examples,
+        train_metrics=result.train_metrics,
+        evaluate_metrics=result.evaluate_metrics,
+        level=torch.get_num_threads(),
+        pid=os.getpid(),
+        compute_s=compute,
+    )

@@ -1,0 +1,271 @@
+"""A task at work: its model, its data, and one round of it at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedmt_flower.device.batches import Data, resident
+from fedmt_flower.device.binding import bind, lookup, names, resolve, resolve_callable
+from fedmt_flower.device.contract import Progress, Weights
+from fedmt_flower.device.faults import describe
+from fedmt_flower.device.job import Job, JobResult, Stretch
+from fedmt_flower.device.metrics import read_metrics
+from fedmt_flower.device.seeding import seed_everything, seed_sequence
+from fedmt_flower.device.splits import Splits, SplitsCache
+from fedmt_flower.device.trainer import Loop, Objective, SteppedTrainer, evaluate_by
+from fedmt_flower.device.weights import WeightCourier, state_of
+from fedmt_flower.domain.round import Phase
+from fedmt_flower.domain.task import Task, TaskKind
+from fedmt_flower.errors import TaskError
+
+OnProgress = Callable[[Progress], None]
+_ROUND_KEYS = frozenset({"round", "server_round", "server-round"})
+_PROGRESS_EVERY_S = 0.2
+
+
+class TaskRuntime:
+    """Runs the rounds of `task` on `device`, a torch device such as ``cpu`` or ``cuda:0``.
+
+    The model is built once and kept, each site's data likewise. Still a round is a function of the
+    weights, the job's parameters and its seed: whatever a round could leave behind is set back.
+    """
+
+    def __init__(self, task: Task, device: str) -> None:
+        self.task = task
+        self.device = torch.device(device)
+        self._courier = WeightCourier()
+        self._splits = SplitsCache()
+        self._model: nn.Module | None = None
+        self._model_key = ""
+
+    def run(self, job: Job, weights: Weights, on_progress: OnProgress | None = None) -> JobResult:
+        """Do `job` from `weights`.
+
+        Parameters
+        ----------
+        job
+            The round's share of this task.
+        weights
+            The global weights, in any order; cast to the dtypes of the model.
+        on_progress
+            Called at most a few times a second while a stepped task trains.
+
+        Raises
+        ------
+        TaskError
+            If the task cannot do it, in one line that names site, task and cause. The next round then
+            begins with a new model.
+        """
+        try:
+            return _Round(self, job, on_progress).run(weights)
+        except TaskError as error:
+            self._model = None
+            raise TaskError(f"site {job.site!r}, {error}") from error
+
+    def model(self, job: Job) -> nn.Module:
+        """The task's model for `job`, on the device; built if there is none or its arguments changed."""
+        builder = resolve_callable(self.task, "model")
+        where = f"task {self.task.name!r}, model {self.task.model!r}"
+        arguments = bind(builder, known=self._setting(job), where=where)
+        key = repr(arguments)
+        if self._model is None or self._model_key != key:
+            seed_everything(seed_sequence(job.seed, self.task.name))
+            with self.blame("model"):
+                model = builder(*arguments.args, **arguments.kwargs)
+            if not isinstance(model, nn.Module):
+                raise TaskError(f"{where}: gave a {type(model).__name__}, expected a torch.nn.Module")
+            self._model, self._model_key = model, key
+        with self.blame("model"):
+            return self._model.to(self.device)
+
+    def splits(self, job: Job) -> Splits:
+        """The data of the job's site, loaded unless it was before with the same arguments."""
+        loader = resolve_callable(self.task, "data")
+        where = f"task {self.task.name!r}, data {self.task.data!r}"
+        arguments = bind(loader, known=self._setting(job), where=where)
+
+        def load() -> object:
+            seed_everything(seed_sequence(job.seed, job.site, self.task.name))
+            return loader(*arguments.args, **arguments.kwargs)
+
+        ours = self.task.kind is TaskKind.STEPPED and not self.task.trainer
+
+        def keep(split: Data) -> Data:
+            return resident(split, self.device) if ours else split
+
+        with self.blame("data"):
+            return self._splits.get(f"{job.site} {arguments!r}", load, keep)
+
+    def _setting(self, job: Job) -> dict[str, object]:
+        """What model and data may ask for: all that stays the same from round to round."""
+        lasting = {name: value for name, value in job.parameters.items() if name not in _ROUND_KEYS}
+        fixed = {"site": job.site, "seed": job.seed}
+        return fixed | names(lasting) | {"device": self.device, "config": lasting}
+
+    def objective(self) -> Objective:
+        """The task's loss and metrics."""
+        found = resolve(self.task, "objective")
+        lacking = [name for name in ("loss", "measure") if not callable(getattr(found, name, None))]
+        if lacking:
+            raise TaskError(
+                f"task {self.task.name!r}, objective {self.task.objective!r}: "
+                f"has no {' and no '.join(lacking)}; expected loss(model, batch) and measure(model, batch)"
+            )
+        return found  # type: ignore[no-any-return]
+
+    @contextmanager
+    def blame(self, what: str) -> Iterator[None]:
+        """Turn an exception of the user's code into a TaskError that says `what` raised it, and where."""
+        try:
+            yield
+        except TaskError:
+            raise
+        except Exception as error:
+            raise TaskError(f"task {self.task.name!r}: {what} raised {describe(error)}") from error
+
+
+@dataclass(slots=True)
+class _Round:
+    """One job in progress."""
+
+    runtime: TaskRuntime
+    job: Job
+    on_progress: OnProgress | None
+    stretches: list[Stretch] = field(default_factory=list)
+
+    def run(self, weights: Weights) -> JobResult:
+        runtime, mode = self.runtime, self.job.mode
+        with self._phase(Phase.PREPARE):
+            splits = runtime.splits(self.job)
+            model = runtime.model(self.job)
+            with self._refuse():
+                runtime._courier.load(model, weights)
+        evaluate_metrics: Mapping[str, float] = {}
+        if mode.evaluates:
+            with self._phase(Phase.EVALUATE):
+                evaluate_metrics = self._evaluate(model, splits)
+        samples, trained = 0, None
+        train_metrics: Mapping[str, float] = {}
+        if mode.trains:
+            splits.rewind()
+            shapes = {name: tensor.shape for name, tensor in state_of(model).items()}
+            with self._phase(Phase.COMPUTE):
+                samples, train_metrics = self._train(model, splits)
+            with self._refuse():
+                trained = runtime._courier.read(model, shapes)
+            model.zero_grad(set_to_none=True)
+        return JobResult(
+            weights=trained,
+            samples=samples,
+            train_examples=splits.train_examples,
+            evaluate_examples=splits.evaluate_examples,
+            train_metrics=train_metrics,
+            evaluate_metrics=evaluate_metrics,
+            stretches=tuple(self.stretches),
+        )
+
+    def _evaluate(self, model: nn.Module, splits: Splits) -> Mapping[str, float]:
+        task, runtime = self.runtime.task, self.runtime
+        if splits.test is None or splits.evaluate_examples == 0:
+            raise TaskError(f"task {task.name!r}: the test split is empty, there is nothing to evaluate on")
+        known = self._known()
+        model.eval()
+        if not task.evaluate:
+            with runtime.blame("evaluate"):
+                metrics = evaluate_by(runtime.objective(), model, splits.test, runtime.device)
+            return read_metrics(task.name, "evaluate", metrics)
+        evaluate = resolve_callable(task, "evaluate")
+        where = f"task {task.name!r}, evaluate {task.evaluate!r}"
+        arguments = bind(evaluate, model, splits.test, known=known, where=where)
+        with runtime.blame("evaluate"):
+            returned = evaluate(*arguments.args, **arguments.kwargs)
+        return read_metrics(task.name, "evaluate", returned)
+
+    def _train(self, model: nn.Module, splits: Splits) -> tuple[int, Mapping[str, float]]:
+        known = self._known()
+        model.train()
+        if self.runtime.task.kind is TaskKind.WHOLE_CALL:
+            return self._train_whole(model, splits, known)
+        return self._train_stepped(model, splits, known)
+
+    def _train_whole(
+        self, model: nn.Module, splits: Splits, known: dict[str, Any]
+    ) -> tuple[int, Mapping[str, float]]:
+        task = self.runtime.task
+        train = resolve_callable(task, "train")
+        known |= {"testloader": splits.test, "valloader": splits.test}
+        where = f"task {task.name!r}, train {task.train!r}"
+        arguments = bind(train, model, splits.train, known=known, where=where)
+        with self.runtime.blame("train"):
+            returned = train(*arguments.args, **arguments.kwargs)
+        epochs = lookup(arguments.arguments, "epochs", lookup(known, "epochs", 1))
+        metrics = read_metrics(task.name, "train", returned)
+        return int(epochs) * splits.train_examples, metrics
+
+    def _train_stepped(
+        self, model: nn.Module, splits: Splits, known: dict[str, Any]
+    ) -> tuple[int, Mapping[str, float]]:
+        task = self.runtime.task
+        trainer = self._trainer(known)
+        total = int(lookup(known, "epochs", 1)) * splits.train_examples
+        samples, told = 0, time.monotonic()
+        with self.runtime.blame("train"):
+            trainer.setup(model, splits.train, known["config"], self.runtime.device)
+            while used := trainer.step():
+                samples += used
+                now = time.monotonic()
+                if self.on_progress is not None and now - told >= _PROGRESS_EVERY_S:
+                    told = now
+                    self.on_progress(Progress(task=task.name, samples=samples, total=total))
+            metrics = trainer.metrics()
+        return samples, read_metrics(task.name, "train", metrics)
+
+    def _trainer(self, known: Mapping[str, object]) -> SteppedTrainer:
+        task, runtime = self.runtime.task, self.runtime
+        if task.trainer:
+            make = resolve_callable(task, "trainer")
+            arguments = bind(make, known=known, where=f"task {task.name!r}, trainer {task.trainer!r}")
+            with runtime.blame("trainer"):
+                return make(*arguments.args, **arguments.kwargs)  # type: ignore[no-any-return]
+        optimizer = resolve_callable(task, "optimizer")
+        where = f"task {task.name!r}, optimizer {task.optimizer!r}"
+
+        def make_optimizer(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+            arguments = bind(optimizer, weights, known=known, where=where)
+            return optimizer(*arguments.args, **arguments.kwargs)  # type: ignore[no-any-return]
+
+        return Loop(runtime.objective(), make_optimizer)
+
+    def _known(self) -> dict[str, Any]:
+        """Seed the generators; give the values that train and evaluate may ask for by name."""
+        job = self.job
+        seed = seed_everything(seed_sequence(job.seed, job.round, job.site, self.runtime.task.name))
+        fixed: dict[str, Any] = {"seed": seed, "round": job.round, "site": job.site}
+        config = fixed | dict(job.parameters)
+        return names(config) | {"server_round": job.round, "device": self.runtime.device, "config": config}
+
+    @contextmanager
+    def _phase(self, phase: Phase) -> Iterator[None]:
+        self._synchronize()
+        start = time.monotonic()
+        yield
+        self._synchronize()
+        self.stretches.append(Stretch(phase=phase, start=start, end=time.monotonic()))
+
+    @contextmanager
+    def _refuse(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise TaskError(f"task {self.runtime.task.name!r}: {error}") from error
+
+    def _synchronize(self) -> None:
+        if self.runtime.device.type == "cuda":
+            torch.cuda.synchronize(self.runtime.device)

@@ -1,0 +1,50 @@
+"""Seeds: one stream of randomness for each (run, round, site, task)."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def seed_sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
+    """The stream of a run's `seed` that `names` (a round, a site, a task) stand for."""
+    return np.random.SeedSequence([seed, *(_number(name) for name in names)])
+
+
+def seed_everything(stream: np.random.SeedSequence) -> int:
+    """Seed torch's, numpy's and Python's global generators, since users' loaders draw from them.
+
+    Returns
+    -------
+    int
+        An unsigned 32-bit seed of the same stream, for generators of one's own.
+    """
+    small, large = stream.generate_state(1, np.uint32), stream.generate_state(1, np.uint64)
+    torch.manual_seed(int(large[0]))
+    np.random.seed(small)
+    random.seed(int(large[0]))
+    return int(small[0])
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Give torch's, numpy's and Python's global generators back as they were."""
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+def _number(name: str | int) -> int:
+    if isinstance(name, int):
+        return name
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
