@@ -1,0 +1,92 @@
+"""Writes a run down while it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+
+from fedmt_flower.device.contract import Weights
+from fedmt_flower.domain.history import FederationRound
+from fedmt_flower.federation.record import (
+    Outcome,
+    Summary,
+    TaskSummary,
+    entries,
+    round_seconds,
+    summarise_tasks,
+)
+from fedmt_flower.federation.run_folder import RunFolder
+from fedmt_flower.federation.settings import Settings
+
+_VERSIONS = ("fedmt_flower", "flwr", "torch")
+
+
+class Recorder:
+    """Keeps the folder of a run up to date, round by round.
+
+    What is in the folder is whole at any time: a run that is killed leaves all its finished rounds.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.folder = RunFolder.create(settings.folder, settings.text)
+        self._settings = settings
+        self._rounds: list[FederationRound] = []
+        self._files: dict[str, tuple[str, str]] = {}
+        self._started = time.time()
+        self._clock = time.monotonic()
+        self.folder.save_summary(self.summary(Outcome.RUNNING))
+
+    def on_round(self, done: FederationRound) -> None:
+        """Write a finished round."""
+        self._rounds.append(done)
+        self.folder.append(entries(done))
+        self.folder.save_summary(self.summary(Outcome.RUNNING))
+
+    def finish(self, weights: Mapping[str, Weights]) -> Summary:
+        """Write the final weights of every task and the last summary."""
+        for task, state in weights.items():
+            self._files[task] = self.folder.save_weights(task, state)
+        return self._close(Outcome.FINISHED, "")
+
+    def give_up(self, outcome: Outcome, cause: str) -> Summary:
+        """Write that the run ended early, and why."""
+        return self._close(outcome, cause)
+
+    def summary(self, outcome: Outcome, error: str = "") -> Summary:
+        """The run so far."""
+        trained = [done for done in self._rounds if not done.final]
+        seconds = tuple(round_seconds(done) for done in trained)
+        answers = [answer for done in self._rounds for answer in done.answers]
+        reports = [answer.report for answer in answers if answer.report]
+        samples = sum(entry.samples for done in trained for entry in entries(done))
+        return Summary(
+            run=str(self.folder.path),
+            outcome=outcome,
+            error=error,
+            started=self._started,
+            wall_s=time.monotonic() - self._clock,
+            rounds=len(trained),
+            sites=tuple(sorted({answer.site for answer in answers if answer.report})),
+            policy=self._settings.allocation.policy,
+            backend=reports[-1].backend if reports else "",
+            round_s=seconds,
+            throughput=samples / sum(seconds) if any(seconds) else 0.0,
+            tasks={name: self._with_files(name, task) for name, task in self._tasks().items()},
+            versions={name: version(name) for name in _VERSIONS},
+        )
+
+    def _tasks(self) -> dict[str, TaskSummary]:
+        silent = {task.name: TaskSummary() for task in self._settings.tasks}
+        return silent | summarise_tasks(self._rounds)
+
+    def _with_files(self, name: str, task: TaskSummary) -> TaskSummary:
+        weights, load = self._files.get(name, ("", ""))
+        return replace(task, weights=weights, load=load)
+
+    def _close(self, outcome: Outcome, error: str) -> Summary:
+        summary = self.summary(outcome, error)
+        self.folder.save_summary(summary)
+        self.folder.save_trace()
+        return summary

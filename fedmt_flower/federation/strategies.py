@@ -1,0 +1,66 @@
+"""Flower's strategies by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
+
+from fedmt_flower.errors import ConfigError, expected_one_of
+from fedmt_flower.federation.settings import StrategySettings
+
+_LEAST = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+"""Flower waits for two nodes by default; a task may be hosted by one, and the run waits for its sites."""
+
+
+def build_strategy(task: str, settings: StrategySettings) -> Strategy:
+    """The strategy that aggregates `task`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such strategy, or it does not take these arguments.
+    """
+    where = f"strategy of {task}"
+    make = _find(where, settings.name)
+    known = inspect.signature(make).parameters
+    unknown = [name for name in settings.parameters if name not in known]
+    if unknown:
+        raise ConfigError(
+            *(
+                f"{where}: {settings.name} takes no {name!r}; {expected_one_of(name, known)}"
+                for name in unknown
+            )
+        )
+    arguments: dict[str, Any] = {name: 1 for name in _LEAST if name in known}
+    try:
+        made = make(**arguments | dict(settings.parameters))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {settings.name} cannot be made: {error}") from error
+    if not isinstance(made, Strategy):
+        raise ConfigError(f"{where}: {settings.name} is no strategy, but a {type(made).__name__}")
+    return made
+
+
+def _find(where: str, name: str) -> Any:
+    if ":" not in name:
+        names = [name for name in flower.__all__ if _is_strategy(getattr(flower, name))]
+        if name not in names:
+            raise ConfigError(f"{where}: there is no strategy {name!r}; {expected_one_of(name, names)}")
+        return getattr(flower, name)
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where}: {name} cannot be imported: {error}") from error
+
+
+def _is_strategy(thing: object) -> bool:
+    """Whether `thing` is a strategy that can be made without another one inside it."""
+    if not (inspect.isclass(thing) and issubclass(thing, Strategy)):
+        return False
+    empty = inspect.Parameter.empty
+    return all(parameter.default is not empty for parameter in inspect.signature(thing).parameters.values())
