@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -101,7 +102,8 @@ class RunFolder:
     def save_weights(self, task: str, weights: Mapping[str, NDArray[Any]]) -> tuple[str, str]:
         """Save a task's final weights; return the file within the folder, and the line that loads it."""
         name = f"{WEIGHTS}/{task}.safetensors"
-        self.write(name, save(dict(weights)))
+        # safetensors reads an array's memory as it lies, whatever its strides.
+        self.write(name, save({key: np.asarray(array, order="C") for key, array in weights.items()}))
         return name, f'model.load_state_dict(safetensors.torch.load_file("{self.path / name}"))'
 
     def save_trace(self) -> None:

@@ -1,0 +1,47 @@
+"""The picture of a round holds what the round held."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from matplotlib.image import imread
+
+from fedmt_flower.domain.round import Phase, Span, Status
+from fedmt_flower.federation.record import Entry
+from fedmt_flower.plots.timeline import timeline_png
+
+COMPUTE = np.array([0x34, 0x55, 0x8B]) / 255
+
+
+def lane(site: str, task: str, seconds: float, status: Status = Status.DONE) -> Entry:
+    spans = (
+        Span(task=task, phase=Phase.DOWNLOAD, start_s=0.0, end_s=0.001),
+        Span(task=task, phase=Phase.COMPUTE, start_s=0.001, end_s=seconds),
+    )
+    return Entry(round=1, final=False, started=0.0, site=site, task=task, status=status, spans=spans)
+
+
+def painted(*lanes: Entry) -> int:
+    """Pixels in the colour of computation, without the legend's: the picture of an empty round has those."""
+    picture = imread(io.BytesIO(timeline_png(lanes)))[..., :3]
+    return int(np.all(np.abs(picture - COMPUTE) < 0.02, axis=-1).sum())
+
+
+def test_a_bar_is_as_long_as_its_computation() -> None:
+    longest = lane("site-0", "a", 8.0)
+    long = painted(longest, lane("site-0", "b", 4.0)) - painted(longest, lane("site-0", "b", 0.0011))
+    short = painted(longest, lane("site-0", "b", 2.0)) - painted(longest, lane("site-0", "b", 0.0011))
+    assert 1.9 < long / short < 2.1
+
+
+def test_a_panel_for_each_site_makes_the_picture_higher() -> None:
+    one = imread(io.BytesIO(timeline_png([lane("site-0", "a", 1.0)])))
+    three = imread(io.BytesIO(timeline_png([lane(f"site-{i}", "a", 1.0) for i in range(3)])))
+    assert three.shape[0] > 1.5 * one.shape[0]
+    assert three.shape[1] == one.shape[1]
+
+
+def test_a_task_that_failed_at_once_is_drawn() -> None:
+    failed = Entry(round=1, final=False, started=0.0, site="s", task="a", status=Status.FAILED)
+    assert timeline_png([failed]).startswith(b"\x89PNG")
