@@ -39,3 +39,7 @@ def expected_one_of(given: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     close = difflib.get_close_matches(given, known, n=1)
     return f"expected one of {', '.join(known)}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+class FederationError(FedMTError):
+    """A message between server and node that cannot be understood, or a federation that cannot go on."""

@@ -1,0 +1,284 @@
+"""The rounds of a federation: each task's own strategy decides, the messages are shared."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message, MetricRecord
+from flwr.serverapp import Grid
+
+from fedmt_flower.domain.history import FederationRound, TaskRound
+from fedmt_flower.errors import FederationError, FedMTError, TaskError
+from fedmt_flower.federation.exchange import exchange
+from fedmt_flower.federation.roster import Roster
+from fedmt_flower.federation.tracks import Track
+from fedmt_flower.federation.turn import Kind, Turn
+from fedmt_flower.federation.views import TaskGrid
+
+_log = logging.getLogger("flwr.fedmt")
+
+
+@dataclass(slots=True)
+class _Outcome:
+    train_metrics: Mapping[str, float] = field(default_factory=dict)
+    evaluate_metrics: Mapping[str, float] = field(default_factory=dict)
+    sites: tuple[str, ...] = ()
+    failures: list[str] = field(default_factory=list)
+
+
+class Rounds:
+    """Plays rounds with the nodes of a Grid.
+
+    Parameters
+    ----------
+    grid
+        The whole Grid.
+    tracks
+        The tasks. With a single one what goes wrong ends the run, as it would under Flower's own
+        strategies; with several it costs that task its round.
+    discover
+        Whether to ask nodes for their tasks.
+    timeout
+        Seconds to wait for replies.
+    join_timeout
+        Seconds of a round that tasks may wait for more nodes to join.
+    """
+
+    def __init__(
+        self, grid: Grid, tracks: list[Track], *, discover: bool, timeout: float, join_timeout: float
+    ) -> None:
+        self.tracks = tracks
+        self._grid = grid
+        self._timeout = timeout
+        self._join_timeout = join_timeout
+        self._roster = Roster(tuple(track.name for track in tracks), discover=discover)
+        self._alone = len(tracks) == 1
+        self._short: dict[tuple[str, Kind], int] = {}
+        self._outcomes: dict[str, _Outcome] = {}
+
+    def play(self, number: int, *, final: bool = False) -> FederationRound:
+        """Play round `number`; a `final` one only evaluates.
+
+        Evaluation is of the models as the round found them and counts for the round before. Where a node
+        understands packages it rides in the message that trains, else it is an exchange of its own.
+        """
+        started, begin = time.time(), time.monotonic()
+        deadline = self.open()
+        separate, together = self.turn(number), self.turn(number)
+        for track in self.tracks:
+            self._ask_evaluation(track, number, separate, None if final else together, deadline)
+        self._exchange(separate)
+        for track in self.tracks:
+            if not together.asks(track.name, Kind.EVALUATE):
+                self.aggregate_evaluate(track, number - 1, [separate])
+        if not final:
+            for track in self.tracks:
+                self.ask(track, Kind.TRAIN, number, together, deadline)
+            self._exchange(together)
+            for track in self.tracks:
+                if together.asks(track.name, Kind.EVALUATE):
+                    self.aggregate_evaluate(track, number - 1, [separate, together])
+                if together.asks(track.name, Kind.TRAIN):
+                    self.aggregate_train(track, number, together)
+        answers = {**separate.answers, **together.answers}
+        return FederationRound(
+            round=number,
+            final=final,
+            started=started,
+            wall_s=time.monotonic() - begin,
+            answers=tuple(sorted(answers.values(), key=lambda answer: (answer.site, answer.node))),
+            tasks=self._close(),
+        )
+
+    # --- The parts of a round, which a Strategy's four methods are made of too
+
+    def open(self) -> float:
+        """Begin a round: look for nodes; the moment at which tasks stop waiting for more of them."""
+        self._outcomes = {track.name: _Outcome() for track in self.tracks}
+        begin = time.monotonic()
+        self._refresh()
+        while not self._roster.online:
+            if time.monotonic() - begin > self._timeout:
+                raise FederationError(
+                    f"no node connected within {self._timeout:g} s: start the SuperNodes, or give more time"
+                )
+            _log.info("Waiting for a node to connect")
+            time.sleep(1)
+            self._refresh()
+        return time.monotonic() + self._join_timeout
+
+    def turn(self, number: int) -> Turn:
+        """A new exchange of round `number`."""
+        specs = {track.name: track.spec() for track in self.tracks}
+        return Turn(number, self._roster, specs, {track.name: track.weighted_by for track in self.tracks})
+
+    def ask(self, track: Track, kind: Kind, number: int, turn: Turn, deadline: float) -> None:
+        """Let the strategy of `track` say what it wants of which node."""
+        messages = self._configure(track, kind, number, deadline)
+        try:
+            turn.ask(track.name, kind, messages)
+        except FedMTError as error:
+            self._fail(track, str(error), error)
+
+    def aggregate_train(self, track: Track, number: int, turn: Turn) -> None:
+        """Let the strategy of `track` make its next model out of the replies."""
+        outcome = self._outcomes[track.name]
+        outcome.failures += turn.failures[track.name]
+        replies = turn.replies(track.name, Kind.TRAIN)
+        try:
+            _check_weights(track, replies)
+            arrays, metrics = track.strategy.aggregate_train(number, replies)
+        except Exception as error:
+            self._blame(track, "aggregate_train", error)
+            return
+        if arrays is None:
+            _log.error("Round %d, task %r: no update could be used, it keeps its model", number, track.name)
+            return
+        track.arrays = track.result.arrays = arrays
+        track.updates += 1
+        outcome.sites = turn.sites(track.name, Kind.TRAIN)
+        if metrics is not None:
+            track.result.train_metrics_clientapp[number] = metrics
+            outcome.train_metrics = _floats(metrics)
+
+    def aggregate_evaluate(self, track: Track, number: int, turns: list[Turn]) -> None:
+        """Let the strategy of `track` make one evaluation out of those of the sites."""
+        turns = [turn for turn in turns if turn.asks(track.name, Kind.EVALUATE)]
+        outcome = self._outcomes[track.name]
+        replies = [reply for turn in turns for reply in turn.replies(track.name, Kind.EVALUATE)]
+        for turn in turns:
+            if not turn.asks(track.name, Kind.TRAIN):
+                outcome.failures += turn.failures[track.name]
+        if not replies:
+            return
+        try:
+            _check_weights(track, replies)
+            metrics = track.strategy.aggregate_evaluate(number, replies)
+        except Exception as error:
+            self._blame(track, "aggregate_evaluate", error)
+            return
+        if metrics is not None:
+            track.result.evaluate_metrics_clientapp[number] = metrics
+            outcome.evaluate_metrics = _floats(metrics)
+
+    # --- What they are made of
+
+    def _refresh(self) -> None:
+        self._roster.refresh(self._grid, min(self._timeout, self._join_timeout))
+
+    def _ask_evaluation(
+        self, track: Track, number: int, separate: Turn, together: Turn | None, deadline: float
+    ) -> None:
+        """Ask for the evaluation of the round before, of each node in the turn where it belongs."""
+        hosts = self._roster.hosts(track.name)
+        if number == 1 and not all(peer.packages for peer in hosts):
+            # Flower's strategies evaluate no initial model, and here it would cost an exchange.
+            return
+        messages = self._configure(track, Kind.EVALUATE, number - 1, deadline)
+        riding = [
+            together is not None and self._roster.peer(message.metadata.dst_node_id).packages
+            for message in messages
+        ]
+        try:
+            for turn, rides in ((together, True), (separate, False)):
+                if turn is not None:
+                    own = [message for message, does in zip(messages, riding, strict=True) if does is rides]
+                    turn.ask(track.name, Kind.EVALUATE, own)
+        except FedMTError as error:
+            self._fail(track, str(error), error)
+
+    def _configure(self, track: Track, kind: Kind, number: int, deadline: float) -> list[Message]:
+        """What the strategy of `track` sends in round `number`; nothing if it cannot say."""
+        hosts = [peer.node for peer in self._roster.hosts(track.name)]
+        if len(hosts) <= self._short.get((track.name, kind), -1):
+            line = self._shortage(track, len(hosts))
+            self._fail(track, line, TaskError(line))
+            return []
+        view = TaskGrid(
+            self._grid,
+            hosts,
+            look=lambda: self._look_again(track.name),
+            deadline=deadline,
+            shortage=lambda found: self._shortage(track, found),
+        )
+        train = kind is Kind.TRAIN
+        configure = track.strategy.configure_train if train else track.strategy.configure_evaluate
+        config = track.train_config if train else track.evaluate_config
+        try:
+            return list(configure(number, track.arrays, config, view))
+        except TaskError as error:
+            self._short[track.name, kind] = len(self._roster.hosts(track.name))
+            self._fail(track, str(error), error)
+        except Exception as error:
+            self._blame(track, configure.__name__, error)
+        return []
+
+    def _look_again(self, task: str) -> list[int]:
+        self._refresh()
+        return [peer.node for peer in self._roster.hosts(task)]
+
+    def _shortage(self, track: Track, found: int) -> str:
+        wanted = getattr(track.strategy, "min_available_nodes", None)
+        return (
+            f"task {track.name!r}: hosted by {found} of {len(self._roster.online)} nodes, fewer than "
+            f"{type(track.strategy).__name__} samples{f' (min_available_nodes={wanted})' if wanted else ''}; "
+            "start more nodes with this task, or lower the strategy's minimum numbers of nodes"
+        )
+
+    def _exchange(self, turn: Turn) -> None:
+        nodes = turn.nodes()
+        received = exchange(self._grid, [turn.message(node) for node in nodes], self._timeout)
+        by_node = dict(zip(nodes, received, strict=True))
+        again = self._roster.reconsider(self._grid, by_node, self._timeout)
+        # On the wire that they turned out to speak: the round is not lost.
+        received = exchange(self._grid, [turn.message(node) for node in again], self._timeout)
+        by_node.update(zip(again, received, strict=True))
+        for node, reply in by_node.items():
+            turn.take(node, reply)
+
+    def _blame(self, track: Track, method: str, error: Exception) -> None:
+        cause = f"{type(track.strategy).__name__}.{method} raised {type(error).__name__}: {error}"
+        self._fail(track, f"task {track.name!r}: {cause}", error)
+
+    def _fail(self, track: Track, line: str, error: Exception) -> None:
+        """The task loses its round; a federation of that task alone ends."""
+        if self._alone:
+            # The class says how Flower exits, the text is all that it shows.
+            error.args = (line,)
+            raise error
+        self._outcomes[track.name].failures.append(line)
+
+    def _close(self) -> dict[str, TaskRound]:
+        for outcome in self._outcomes.values():
+            for line in outcome.failures:
+                _log.warning("Left out: %s", line)
+        return {
+            task: TaskRound(
+                train_metrics=outcome.train_metrics,
+                evaluate_metrics=outcome.evaluate_metrics,
+                sites=outcome.sites,
+                failures=tuple(outcome.failures),
+            )
+            for task, outcome in self._outcomes.items()
+        }
+
+
+def _check_weights(track: Track, replies: list[Message]) -> None:
+    """Raise TaskError if a weighted mean over `replies` would divide by zero."""
+    key = track.weighted_by
+    records = [
+        record
+        for reply in replies
+        if not reply.has_error()
+        for record in reply.content.metric_records.values()
+        if key in record
+    ]
+    if records and not any(record[key] for record in records):
+        raise TaskError(f"every site gave {key} = 0, so that no mean can be weighted by it")
+
+
+def _floats(metrics: MetricRecord) -> dict[str, float]:
+    return {key: float(value) for key, value in metrics.items() if not isinstance(value, list)}

@@ -1,0 +1,308 @@
+"""`FedMT`: one Flower strategy per task, one exchange for all of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, overload
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedmt_flower.domain.history import FederationRound
+from fedmt_flower.errors import ConfigError, FederationError
+from fedmt_flower.federation import codec
+from fedmt_flower.federation.rounds import Rounds
+from fedmt_flower.federation.suitability import find_problems
+from fedmt_flower.federation.tracks import Configs, Track, by_task, make_tracks
+from fedmt_flower.federation.turn import Kind, Turn
+
+_log = logging.getLogger("flwr.fedmt")
+
+_JOIN_TIMEOUT_S = 60.0
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+TaskEvaluateFn = Callable[[str, int, ArrayRecord], MetricRecord | None]
+
+
+class FedMT(Strategy):
+    """Federates several tasks at once, each under a Flower strategy of its own.
+
+    Every strategy works as if its task were alone: it samples among the nodes that host the task, its
+    messages are merged into one per node, and what the nodes send back is split again and given to it in
+    the order of the sites' names. FedMT computes nothing on the arrays. An update that is missing, failed
+    or invalid (names, shapes, dtypes, values that are not finite) is left out for its task and node alone.
+
+    With a single strategy nothing is merged and an app knows no difference to that strategy alone.
+
+    Parameters
+    ----------
+    strategies
+        A strategy of `flwr.serverapp.strategy` for each task, by the task's name.
+    discover
+        Whether to ask each node for its tasks; needed by several tasks, and the default for them. With one
+        task it makes `fedmt_flower` clients evaluate within the message that trains.
+    join_timeout
+        Seconds of a round that a task may wait for more nodes if its strategy wants more than host it.
+        None: 60 with several tasks, and without limit, as Flower does, with one.
+
+    Raises
+    ------
+    ConfigError
+        If a name or a strategy cannot work; see the package's documentation of strategies.
+    """
+
+    def __init__(
+        self,
+        strategies: Mapping[str, Strategy],
+        *,
+        discover: bool | None = None,
+        join_timeout: float | None = None,
+    ) -> None:
+        problems = find_problems(strategies)
+        several = len(strategies) > 1
+        if discover is False and several:
+            problems.append("discover: False works with one task only; leave it out")
+        if join_timeout is not None and not join_timeout >= 0:
+            problems.append(f"join_timeout: got {join_timeout}, expected 0 seconds or more")
+        if problems:
+            raise ConfigError(*problems)
+        self._strategies = dict(strategies)
+        self._discover = several if discover is None else discover
+        if join_timeout is None:
+            join_timeout = _JOIN_TIMEOUT_S if several else math.inf
+        self._join_timeout = join_timeout
+        self._merged: Rounds | None = None
+        self._turns: dict[Kind, Turn] = {}
+
+    def summary(self) -> None:
+        """Log the configuration of every task's strategy."""
+        for task, strategy in self._strategies.items():
+            _log.info("\t├──> Task %s: %s", task, type(strategy).__name__)
+            strategy.summary()
+
+    @overload
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+        on_round: Callable[[FederationRound], None] | None = None,
+        **extra: Any,
+    ) -> Result: ...
+
+    @overload
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: Mapping[str, ArrayRecord],
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: Configs = None,
+        evaluate_config: Configs = None,
+        evaluate_fn: TaskEvaluateFn | Mapping[str, EvaluateFn] | None = None,
+        on_round: Callable[[FederationRound], None] | None = None,
+        **extra: Any,
+    ) -> dict[str, Result]: ...
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | Mapping[str, ArrayRecord],
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: Configs = None,
+        evaluate_config: Configs = None,
+        evaluate_fn: Any = None,
+        on_round: Callable[[FederationRound], None] | None = None,
+        **extra: Any,
+    ) -> Result | dict[str, Result]:
+        """Run the federation.
+
+        Parameters
+        ----------
+        grid
+            The Grid that Flower hands to the server app.
+        initial_arrays
+            Each task's initial model. A federation of one task also takes that task's record as it is, and
+            then returns its Result as it is: the arguments and the result of Flower's own strategies.
+        num_rounds
+            Rounds of training.
+        timeout
+            Seconds to wait for the replies of an exchange.
+        train_config, evaluate_config
+            Configuration sent with each task's model: one for all tasks, or one by task.
+        evaluate_fn
+            Evaluates a model on the server, before the first round and after each: by task, or one
+            function of the task's name, the round and the arrays.
+        on_round
+            Called with every round that is over, and with a last one that only evaluates.
+        extra
+            Arguments of later versions of Flower; they are not used.
+
+        Returns
+        -------
+        dict[str, Result]
+            Flower's Result of each task. A round's evaluation is of the model that the round made, round
+            0 being the initial model; a task that was never updated keeps its initial model.
+
+        Raises
+        ------
+        FederationError
+            If no node connects, or no task was updated in any round.
+        """
+        if extra:
+            _log.warning("FedMT.start does not use %s", ", ".join(sorted(extra)))
+        one = isinstance(initial_arrays, ArrayRecord)
+        models = by_task("initial_arrays", initial_arrays, ArrayRecord, tuple(self._strategies))
+        tracks = make_tracks(self._strategies, models, train_config, evaluate_config)
+        rounds = Rounds(
+            grid, tracks, discover=self._discover, timeout=timeout, join_timeout=self._join_timeout
+        )
+        evaluate = self._server_evaluation(evaluate_fn, one=one)
+        _log.info("Starting FedMT, %d rounds:", num_rounds)
+        self.summary()
+        begin = time.monotonic()
+        evaluate(0, tracks)
+        for number in range(1, num_rounds + 2):
+            final = number > num_rounds
+            _log.info("[EVALUATION]" if final else f"[ROUND {number}/{num_rounds}]")
+            played = rounds.play(number, final=final)
+            _log_round(played)
+            if not final:
+                evaluate(number, tracks)
+            if on_round:
+                on_round(played)
+        _log.info("FedMT finished in %.2f s", time.monotonic() - begin)
+        if num_rounds and not any(track.updates for track in tracks):
+            raise FederationError(
+                f"no task was updated in {num_rounds} rounds: {_first_failure(played) or 'see the log above'}"
+            )
+        results = {track.name: track.result for track in tracks}
+        return next(iter(results.values())) if one else results
+
+    # --- Flower's four methods, for whoever drives the rounds without `start`; arrays, configuration and
+    # --- metrics of several tasks are then merged under keys `task/name`
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Every strategy's messages, merged to one per node; `arrays` has keys ``task/name``."""
+        return self._configure(Kind.TRAIN, server_round, arrays, config, grid)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As `configure_train`, for an exchange that only evaluates."""
+        return self._configure(Kind.EVALUATE, server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """All models under keys ``task/name``, those not updated as they were; None if none was."""
+        if self._single:
+            return self._single.aggregate_train(server_round, replies)
+        rounds, turn = self._take(Kind.TRAIN, replies)
+        before = sum(track.updates for track in rounds.tracks)
+        for track in rounds.tracks:
+            rounds.aggregate_train(track, server_round, turn)
+        if sum(track.updates for track in rounds.tracks) == before:
+            return None, None
+        metrics = {
+            track.name: track.result.train_metrics_clientapp.get(server_round) for track in rounds.tracks
+        }
+        return (
+            codec.flatten({track.name: track.arrays for track in rounds.tracks}, ArrayRecord()),
+            codec.flatten({task: found for task, found in metrics.items() if found}, MetricRecord()),
+        )
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """All evaluations under keys ``task/metric``; None if there is none."""
+        if self._single:
+            return self._single.aggregate_evaluate(server_round, replies)
+        rounds, turn = self._take(Kind.EVALUATE, replies)
+        for track in rounds.tracks:
+            rounds.aggregate_evaluate(track, server_round, [turn])
+        found = {
+            track.name: metrics
+            for track in rounds.tracks
+            if (metrics := track.result.evaluate_metrics_clientapp.get(server_round))
+        }
+        return codec.flatten(found, MetricRecord()) if found else None
+
+    @property
+    def _single(self) -> Strategy | None:
+        """The strategy of a federation of one task, which needs nothing merged."""
+        strategies = list(self._strategies.values())
+        return strategies[0] if len(strategies) == 1 and not self._discover else None
+
+    def _configure(
+        self, kind: Kind, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        if self._single:
+            train = kind is Kind.TRAIN
+            configure = self._single.configure_train if train else self._single.configure_evaluate
+            return configure(server_round, arrays, config, grid)
+        if self._merged is None:
+            tracks = make_tracks(self._strategies, dict.fromkeys(self._strategies, ArrayRecord()))
+            self._merged = Rounds(grid, tracks, discover=True, timeout=3600, join_timeout=self._join_timeout)
+        rounds = self._merged
+        models, settings = codec.split(arrays), codec.split(config)
+        shared = {key: value for key, value in config.items() if "/" not in key}
+        for track in rounds.tracks:
+            if track.name not in models:
+                raise ConfigError(f"arrays: none of task {track.name!r}; expected keys '{track.name}/name'")
+            track.arrays = codec.fill(ArrayRecord(), models[track.name])
+            own = ConfigRecord({**shared, **settings.get(track.name, {})})
+            track.train_config, track.evaluate_config = own, ConfigRecord(dict(own))
+        deadline = rounds.open()
+        turn = self._turns[kind] = rounds.turn(server_round)
+        for track in rounds.tracks:
+            rounds.ask(track, kind, server_round, turn, deadline)
+        return turn.messages()
+
+    def _take(self, kind: Kind, replies: Iterable[Message]) -> tuple[Rounds, Turn]:
+        if self._merged is None or kind not in self._turns:
+            raise FederationError(f"aggregate_{kind}: nothing was configured; call configure_{kind} first")
+        turn = self._turns.pop(kind)
+        turn.take_all(replies)
+        return self._merged, turn
+
+    def _server_evaluation(self, evaluate_fn: Any, *, one: bool) -> Callable[[int, list[Track]], None]:
+        def evaluate(number: int, tracks: list[Track]) -> None:
+            for track in tracks:
+                if isinstance(evaluate_fn, Mapping):
+                    own = evaluate_fn.get(track.name)
+                    metrics = own(number, track.arrays) if own else None
+                elif evaluate_fn is None:
+                    metrics = None
+                elif one:
+                    metrics = evaluate_fn(number, track.arrays)
+                else:
+                    metrics = evaluate_fn(track.name, number, track.arrays)
+                if metrics is not None:
+                    _log.info("\t└──> %s on the server: %s", track.name, metrics)
+                    track.result.evaluate_metrics_serverapp[number] = metrics
+
+        return evaluate
+
+
+def _log_round(played: FederationRound) -> None:
+    for task, outcome in played.tasks.items():
+        if outcome.sites:
+            _log.info("\t├──> %s: updated by %s", task, ", ".join(outcome.sites))
+        for what, metrics in (("trained", outcome.train_metrics), ("evaluated", outcome.evaluate_metrics)):
+            if metrics:
+                shown = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+                _log.info("\t│\t└── %s: %s", what, shown)
+
+
+def _first_failure(played: FederationRound) -> str:
+    return next((line for outcome in played.tasks.values() for line in outcome.failures), "")

@@ -1,0 +1,305 @@
+"""One exchange: what each task's strategy asks of each node, a message per node, the replies by task."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from fedmt_flower.domain.history import SiteAnswer
+from fedmt_flower.domain.round import Mode, RoundReport, Status
+from fedmt_flower.errors import ConfigError, FederationError, TaskError
+from fedmt_flower.federation import codec
+from fedmt_flower.federation.arrays import ArraySpec, find_fault
+from fedmt_flower.federation.package import Answer, Part
+from fedmt_flower.federation.roster import Peer, Roster
+
+_REFUSED = 2
+"""Flower's error code of an app that raised: what a strategy sees of an update that is left out."""
+
+_RAISED = re.compile(r"<class '(?:[\w.]*\.)?(?P<name>\w+)'>:<'(?P<text>.*)'>", re.DOTALL)
+
+_SELF_EXPLAINING = {"ConfigError", "EngineError", "FederationError", "ProtocolError", "TaskError"}
+"""The package's own errors, whose text needs no class name beside it."""
+
+
+class Kind(StrEnum):
+    """What a strategy asks of a node."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class Turn:
+    """One exchange with the nodes, in the making and then in the reading.
+
+    Parameters
+    ----------
+    round_number
+        The round that packages carry.
+    roster
+        The nodes.
+    specs
+        By task, what an update's arrays must be.
+    weighted_by
+        By task, the metric that its strategy weighs updates by; empty if it names none.
+    """
+
+    def __init__(
+        self,
+        round_number: int,
+        roster: Roster,
+        specs: Mapping[str, Mapping[str, ArraySpec]],
+        weighted_by: Mapping[str, str],
+    ) -> None:
+        self._round = round_number
+        self._roster = roster
+        self._specs = specs
+        self._weighted_by = weighted_by
+        self._sent: dict[int, Message] = {}
+        self._asked: dict[int, dict[str, dict[Kind, Message]]] = {}
+        self._replies: dict[tuple[str, Kind], dict[int, Message]] = {}
+        self.answers: dict[int, SiteAnswer] = {}
+        self.failures: dict[str, list[str]] = {task: [] for task in specs}
+
+    # --- In the making
+
+    def ask(self, task: str, kind: Kind, messages: Iterable[Message]) -> None:
+        """Take in what the strategy of `task` wants sent.
+
+        Raises
+        ------
+        TaskError
+            If the messages cannot be merged with those of other tasks; nothing of them is then sent.
+        """
+        asked: dict[int, Message] = {}
+        for message in messages:
+            node = message.metadata.dst_node_id
+            if node in asked:
+                raise TaskError(f"task {task!r}: its strategy sends node {node} two messages at once")
+            if self._roster.peer(node).packages:
+                earlier = self._asked.get(node, {}).get(task, {})
+                _merge(task, {**earlier, kind: message})
+            asked[node] = message
+        for node, message in asked.items():
+            self._asked.setdefault(node, {}).setdefault(task, {})[kind] = message
+
+    def asks(self, task: str, kind: Kind) -> bool:
+        """Whether any node is asked this of `task`."""
+        return any(kind in tasks.get(task, {}) for tasks in self._asked.values())
+
+    def nodes(self) -> list[int]:
+        """The nodes that are asked for anything, by site name."""
+        return sorted(self._asked, key=self._rank)
+
+    def messages(self) -> list[Message]:
+        """A message for each of `nodes`."""
+        self._sent = {node: self.message(node) for node in self.nodes()}
+        return list(self._sent.values())
+
+    def message(self, node: int) -> Message:
+        """All that is asked of `node`, on the wire that it speaks."""
+        peer, asked = self._roster.peer(node), self._asked[node]
+        if peer.packages:
+            # A task that the node turned out not to host is left to `take`.
+            parts = {task: _merge(task, asked[task]) for task in asked if task in peer.tasks}
+            content = codec.encode_package(self._round, parts)
+            trains = any(part.mode.trains for part in parts.values())
+            kind = str(Kind.TRAIN if trains else Kind.EVALUATE)
+        else:
+            message = self._plain(node)
+            if not peer.legacy:
+                return message
+            content, kind = message.content, message.metadata.message_type.partition(".")[0]
+        if peer.legacy:
+            content = codec.to_legacy(content, kind)
+        return Message(content=content, message_type=kind, dst_node_id=node)
+
+    def _plain(self, node: int) -> Message:
+        """The one message of a strategy to a node that knows nothing of packages."""
+        (kinds,) = self._asked[node].values()
+        (message,) = kinds.values()
+        return message
+
+    # --- In the reading
+
+    def take(self, node: int, reply: Message | None) -> None:
+        """Take in the reply of `node`, or that there was none in time."""
+        peer = self._roster.peer(node)
+        report: RoundReport | None = None
+        error = ""
+        if reply is None:
+            error = "no answer in time"
+            for task in self._asked[node]:
+                self._note(peer, task, error)
+        elif reply.has_error():
+            error = _cause(reply.error)
+            self._refuse_all(peer, error, reply.error.code)
+        else:
+            try:
+                report = self._read(peer, reply)
+            except FederationError as problem:
+                error = str(problem)
+                self._refuse_all(peer, error)
+        if report is not None and not peer.packages:
+            self._roster.name(node, report.site)
+        site = self._roster.peer(node).site
+        self.answers[node] = SiteAnswer(site=site, node=node, report=report, error=error)
+
+    def take_all(self, replies: Iterable[Message]) -> None:
+        """Take in the replies to `messages`, which somebody else has sent."""
+        # Not by sender: Flower itself answers for a node that is gone, as node 1.
+        nodes = {message.metadata.message_id: node for node, message in self._sent.items()}
+        received: dict[int, Message] = {}
+        for reply in replies:
+            node = nodes.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+            received[node] = reply
+        for node in self._sent:
+            self.take(node, received.get(node))
+
+    def replies(self, task: str, kind: Kind) -> list[Message]:
+        """What the strategy of `task` is to aggregate: by site name, error replies included."""
+        found = self._replies.get((task, kind), {})
+        return [found[node] for node in sorted(found, key=self._rank)]
+
+    def sites(self, task: str, kind: Kind) -> tuple[str, ...]:
+        """Names of the sites whose reply is no error, in the order of `replies`."""
+        found = self._replies.get((task, kind), {})
+        good = [node for node in sorted(found, key=self._rank) if not found[node].has_error()]
+        return tuple(self._roster.peer(node).site for node in good)
+
+    def _rank(self, node: int) -> tuple[str, int]:
+        return self._roster.peer(node).site, node
+
+    def _read(self, peer: Peer, reply: Message) -> RoundReport | None:
+        content = reply.content
+        if peer.packages:
+            if peer.legacy:
+                content = codec.from_legacy(content, reply.metadata.message_type, [])
+            answer = codec.decode_answer(content)
+            for task, kinds in self._asked[peer.node].items():
+                self._read_task(peer, task, kinds, answer)
+            return answer.report
+        ((task, kinds),) = self._asked[peer.node].items()
+        ((kind, message),) = kinds.items()
+        if peer.legacy:
+            names = list(self._specs[task])
+            content = codec.from_legacy(content, message.metadata.message_type, names)
+            reply = Message(content=content, reply_to=message)
+        records = list(content.array_records.values())
+        metrics = next(iter(content.metric_records.values()), MetricRecord())
+        # Any other number of records is the strategy's to refuse, in Flower's own words.
+        fault = find_fault(records[0], self._specs[task]) if kind is Kind.TRAIN and len(records) == 1 else ""
+        self._settle(peer, task, kind, reply, fault or self._weight_fault(task, metrics))
+        return codec.decode_report(content)
+
+    def _read_task(self, peer: Peer, task: str, kinds: Mapping[Kind, Message], answer: Answer) -> None:
+        try:
+            report = answer.report.task(task)
+        except KeyError:
+            self._refuse(peer, task, "the reply has no report of it")
+            return
+        failed = report.error or "failed without a cause" if report.status is Status.FAILED else ""
+        if Kind.EVALUATE in kinds:
+            record = codec.evaluation_record(answer.report, task)
+            content = RecordDict({codec.METRICS: record})
+            fault = self._weight_fault(task, record)
+            if record or failed:
+                reply = Message(content=content, reply_to=kinds[Kind.EVALUATE])
+                self._settle(peer, task, Kind.EVALUATE, reply, fault if record else failed)
+        if Kind.TRAIN in kinds:
+            arrays = answer.arrays.get(task, ArrayRecord())
+            metrics = answer.metrics.get(task, MetricRecord())
+            fault = failed or find_fault(arrays, self._specs[task]) or self._weight_fault(task, metrics)
+            key = next(iter(kinds[Kind.TRAIN].content.array_records))
+            content = RecordDict({key: arrays, codec.METRICS: metrics})
+            reply = Message(content=content, reply_to=kinds[Kind.TRAIN])
+            self._settle(peer, task, Kind.TRAIN, reply, fault)
+
+    def _weight_fault(self, task: str, metrics: Mapping[str, object]) -> str:
+        key = self._weighted_by[task]
+        weight = metrics.get(key, 0)
+        if isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0:
+            return ""
+        return f"metric {key!r}: expected a finite number of at least 0, got {weight}"
+
+    # --- What is left out
+
+    def _settle(self, peer: Peer, task: str, kind: Kind, reply: Message, fault: str) -> None:
+        if fault:
+            self._refuse(peer, task, fault, kinds=(kind,))
+        else:
+            self._replies.setdefault((task, kind), {})[peer.node] = reply
+
+    def _refuse_all(self, peer: Peer, cause: str, code: int = _REFUSED) -> None:
+        for task in self._asked[peer.node]:
+            self._refuse(peer, task, cause, code=code)
+
+    def _refuse(
+        self,
+        peer: Peer,
+        task: str,
+        cause: str,
+        *,
+        kinds: tuple[Kind, ...] = tuple(Kind),
+        code: int = _REFUSED,
+    ) -> None:
+        """Leave `task` out for this node: its strategy sees an error reply, as if its app had raised."""
+        line = self._note(peer, task, cause)
+        for kind, message in self._asked[peer.node][task].items():
+            if kind in kinds:
+                refusal = Message(Error(code=code, reason=line), reply_to=message)
+                self._replies.setdefault((task, kind), {})[peer.node] = refusal
+
+    def _note(self, peer: Peer, task: str, cause: str) -> str:
+        named = repr(task) in cause and repr(peer.site) in cause
+        line = cause if named else f"site {peer.site!r}, task {task!r}: {cause}"
+        if line not in self.failures[task]:
+            self.failures[task].append(line)
+        return line
+
+
+def _merge(task: str, kinds: Mapping[Kind, Message]) -> Part:
+    """One part of a package out of what a strategy asks of a node.
+
+    Its evaluation rides in the message that trains, which has room for one configuration.
+    """
+    records = {kind: _records(task, message) for kind, message in kinds.items()}
+    arrays, config = records.get(Kind.TRAIN) or records[Kind.EVALUATE]
+    if len(records) == 1:
+        return Part(mode=Mode.TRAIN if Kind.TRAIN in records else Mode.EVALUATE, arrays=arrays, config=config)
+    others, settings = records[Kind.EVALUATE]
+    if others is not arrays and dict(others) != dict(arrays):
+        raise TaskError(f"task {task!r}: its strategy evaluates other arrays than those that it trains")
+    merged = ConfigRecord({**settings, **config})
+    for key in settings:
+        if merged[key] != settings[key] and key != codec.SERVER_ROUND:
+            raise ConfigError(
+                f"task {task!r}: {key!r} is {config[key]!r} in train_config and {settings[key]!r} in "
+                "evaluate_config, but both ride in one message; give them one value or two names"
+            )
+    return Part(mode=Mode.TRAIN_AND_EVALUATE, arrays=arrays, config=merged)
+
+
+def _records(task: str, message: Message) -> tuple[ArrayRecord, ConfigRecord]:
+    arrays = list(message.content.array_records.values())
+    configs = list(message.content.config_records.values())
+    if len(arrays) != 1 or len(configs) > 1 or len(message.content) != len(arrays) + len(configs):
+        raise TaskError(
+            f"task {task!r}: its strategy sends the records {list(message.content)}; a federation of several "
+            "tasks carries one ArrayRecord and one ConfigRecord of each"
+        )
+    return arrays[0], configs[0] if configs else ConfigRecord()
+
+
+def _cause(error: Error) -> str:
+    """The text of an error reply in one line, without the wrapping that Flower gives an exception."""
+    text = error.reason or f"error code {error.code} without a reason"
+    raised = _RAISED.fullmatch(text)
+    if raised:
+        known = raised["name"] in _SELF_EXPLAINING
+        text = raised["text"] if known else f"{raised['name']}: {raised['text']}"
+    return " ".join(text.split())
