@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedmt_flower.device.contract import Weights
-from fedmt_flower.domain.round import Mode, Phase
+from fedmt_flower.domain.plan import TaskPlan
+from fedmt_flower.domain.round import Assignment, Mode, Phase, RoundOrder, Span, Status, TaskReport
 from fedmt_flower.domain.task import Scalar
 
 
@@ -48,3 +49,39 @@ class JobResult:
     train_metrics: Mapping[str, float]
     evaluate_metrics: Mapping[str, float]
     stretches: tuple[Stretch, ...]
+
+
+def job_of(order: RoundOrder, assignment: Assignment, plan: TaskPlan) -> Job:
+    """What `assignment` asks for in a round of `order`, at the batch size that `plan` sets."""
+    batch = {} if plan.batch_size is None else {"batch_size": plan.batch_size}
+    return Job(
+        site=order.site,
+        round=order.round,
+        seed=order.seed,
+        mode=assignment.mode,
+        parameters={**assignment.task.parameters, **assignment.parameters, **batch},
+    )
+
+
+def report_of(task: str, result: JobResult, level: int, pid: int) -> TaskReport:
+    """The report of a job that was done by the process `pid` on a seat of `level`."""
+    return TaskReport(
+        task=task,
+        status=Status.DONE,
+        samples=result.samples,
+        train_examples=result.train_examples,
+        evaluate_examples=result.evaluate_examples,
+        train_metrics=result.train_metrics,
+        evaluate_metrics=result.evaluate_metrics,
+        level=level,
+        pid=pid,
+        compute_s=sum(s.end - s.start for s in result.stretches if s.phase is Phase.COMPUTE),
+    )
+
+
+def spans_of(task: str, result: JobResult, arrival: float) -> tuple[Span, ...]:
+    """What the job did and when, counted from the round's `arrival` on the monotonic clock."""
+    return tuple(
+        Span(task=task, phase=s.phase, start_s=s.start - arrival, end_s=s.end - arrival)
+        for s in result.stretches
+    )

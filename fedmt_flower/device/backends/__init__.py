@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from fedmt_flower.device.seat import Seat
+from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.plan import Sharing
+from fedmt_flower.errors import EngineError
 
 
 class DeviceBackend(Protocol):
     """What the engine needs to know of its device; lives in the engine's process."""
 
     name: str
+    max_workers: int
+    """Most workers that the device takes at once."""
 
     def open(self) -> None:
         """Make the device ready (start what must run beside the workers); EngineError if it cannot be."""
@@ -21,6 +26,54 @@ class DeviceBackend(Protocol):
         """The seat of a task with `budget` % (0, 100] in a round that shares the device as `sharing` says."""
         ...
 
+    def welcome(self, pid: int, seat: Seat) -> None:
+        """Check that the worker `pid`, its device initialised, sits where it should; EngineError if not."""
+        ...
+
+    def healthy(self) -> str:
+        """One line telling why no worker can go on; empty if they can."""
+        ...
+
+    def reopen(self) -> None:
+        """Make the device ready anew, after the last worker has left; EngineError if it cannot be."""
+        ...
+
+    def evict(self, pid: int) -> None:
+        """Take the worker `pid`, which is about to be killed, from the device."""
+        ...
+
     def close(self) -> None:
         """End what `open` started, after the last worker has left."""
         ...
+
+
+def chosen(settings: DeviceSettings) -> Backend:
+    """The backend of `settings`; where that is left open, MPS if NVML finds a GPU, else CPUs."""
+    if settings.backend is not Backend.AUTO:
+        return settings.backend
+    from fedmt_flower.device import facts
+
+    try:
+        return Backend.MPS if facts.gpus() else Backend.CPU
+    except EngineError:
+        return Backend.CPU
+
+
+def device_name(settings: DeviceSettings) -> str:
+    """What the device of `settings` is called, in file names too: ``cpu``, ``gpu0``."""
+    return f"gpu{settings.index}" if chosen(settings) is Backend.MPS else "cpu"
+
+
+def make_backend(settings: DeviceSettings, directory: Path) -> DeviceBackend:
+    """The backend of `settings`, whose engine lives in `directory`; EngineError if it needs no engine."""
+    match chosen(settings):
+        case Backend.MPS:
+            from fedmt_flower.device.backends.mps import MpsBackend
+
+            return MpsBackend(settings.index, directory)
+        case Backend.CPU:
+            from fedmt_flower.device.backends.cpu import CpuBackend
+
+            return CpuBackend()
+        case other:
+            raise EngineError(f"backend {other}: runs in its client's process and has no engine")

@@ -1,0 +1,217 @@
+"""The engine as its clients see it: rounds over a socket, weights in memory files."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.metadata import version
+from typing import NoReturn
+
+from fedmt_flower.device import memory
+from fedmt_flower.device.contract import Progress, RoundResult, Weights
+from fedmt_flower.device.frames import (
+    Advanced,
+    Complete,
+    EngineStatus,
+    FromEngine,
+    Hello,
+    Inquire,
+    Refused,
+    Run,
+    Updated,
+    Welcome,
+)
+from fedmt_flower.device.home import Home
+from fedmt_flower.device.protocol import Channel, Received
+from fedmt_flower.domain.device import DeviceSettings
+from fedmt_flower.domain.round import RoundOrder
+from fedmt_flower.errors import ConfigError, EngineError, ProtocolError
+
+FromEngineFrame = Welcome | Refused | Advanced | Updated | Complete | EngineStatus
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+class EngineGone(EngineError):
+    """The engine has ended, or hung up."""
+
+
+class EngineClient:
+    """A conversation with a running engine.
+
+    Parameters
+    ----------
+    sock
+        Connected to the engine; closed by `close`.
+    home
+        The engine's directory.
+    settings
+        The site's, if it is one that calls: its deadline is that of orders that have none, its idle time-out
+        becomes the engine's.
+
+    Raises
+    ------
+    EngineError
+        If the engine does not want this client, or (EngineGone) ends before it has answered.
+    """
+
+    def __init__(self, sock: socket.socket, home: Home, settings: DeviceSettings | None = None) -> None:
+        self.home = home
+        self.pid = peer(sock)
+        self._channel: Channel[FromEngineFrame] = Channel(sock, FromEngine)
+        self._waiting = False
+        self._deadline_s = settings.deadline_s if settings else None
+        hello = Hello(
+            version=version("fedmt_flower"), idle_timeout_s=settings.idle_timeout_s if settings else None
+        )
+        try:
+            answer = self._ask(hello)
+            if not isinstance(answer.frame, Welcome):
+                raise ProtocolError(f"engine {self.pid} answered a greeting with {answer.frame}")
+        except BaseException:
+            self.close()
+            raise
+        self.backend = answer.frame.backend
+
+    def run_round(
+        self,
+        order: RoundOrder,
+        weights: Mapping[str, Weights],
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> RoundResult:
+        """Run one round of one site; see `fedmt_flower.device.contract.Engine`.
+
+        Interrupted (Ctrl-C, an exception of `on_progress`), it hangs up, and the engine ends the round.
+        """
+        if order.deadline_s is None:
+            order = replace(order, deadline_s=self._deadline_s)
+        names = [assignment.task.name for assignment in order.assignments]
+        absent = [name for name in names if name not in weights]
+        if absent:
+            raise EngineError(f"site {order.site!r}, round {order.round}: no weights for {', '.join(absent)}")
+        self._waiting = True
+        try:
+            with ExitStack() as files:
+                sent = []
+                for name in names:
+                    sent.append(memory.write(name, weights[name]))
+                    files.callback(os.close, sent[-1])
+                received = self._ask(Run(order=order), sent)
+            return self._follow(received, on_progress or _ignore)
+        finally:
+            if self._waiting:
+                self.close()
+
+    def status(self) -> EngineStatus:
+        """What the engine is doing."""
+        answer = self._ask(Inquire())
+        if not isinstance(answer.frame, EngineStatus):
+            raise ProtocolError(f"engine {self.pid} answered a question with {type(answer.frame).__name__}")
+        return answer.frame
+
+    def stop(self) -> None:
+        """End the engine as `stop_engine` does."""
+        self.close()
+        stop_engine(self.home, self.pid)
+
+    def close(self) -> None:
+        """Hang up; the engine goes on until its lease ends or it is stopped."""
+        self._channel.close()
+
+    def _follow(
+        self, received: Received[FromEngineFrame], on_progress: Callable[[Progress], None]
+    ) -> RoundResult:
+        updates: dict[str, Weights] = {}
+        while True:
+            match received.frame:
+                case Advanced(task=task, samples=samples, total=total):
+                    on_progress(Progress(task=task, samples=samples, total=total))
+                case Updated(task=task) if len(received.fds) == 1:
+                    updates[task] = _take(received.fds[0])
+                case Complete(report=report):
+                    # Tasks end in any order; the result names them in the round's.
+                    self._waiting = False
+                    done = [t.task for t in report.tasks if t.task in updates]
+                    return RoundResult(report=report, weights={name: updates[name] for name in done})
+                case other:
+                    raise ProtocolError(f"engine {self.pid} sent {type(other).__name__} in a round")
+            received = self._receive()
+
+    def _ask(self, frame: object, fds: list[int] | None = None) -> Received[FromEngineFrame]:
+        try:
+            self._channel.send(frame, fds or [])
+        except OSError as error:
+            self._lose(error)
+        return self._receive()
+
+    def _receive(self) -> Received[FromEngineFrame]:
+        try:
+            received = self._channel.receive()
+        except OSError as error:
+            self._lose(error)
+        if received is None:
+            self._lose()
+        if isinstance(received.frame, Refused):
+            self._waiting = False
+            if received.frame.problems:
+                raise ConfigError(*received.frame.problems)
+            raise EngineError(received.frame.error)
+        return received
+
+    def _lose(self, error: OSError | None = None) -> NoReturn:
+        self.close()
+        said = self.home.log_tail()
+        raise EngineGone(
+            f"engine {self.pid} of {self.home.device} is gone"
+            f"{f'; its last line was {said!r}' if said else ''}; its log is {self.home.log}"
+        ) from error
+
+
+def peer(sock: socket.socket) -> int:
+    """The process id of the engine at the other end of `sock`."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid: int = _CREDENTIALS.unpack(credentials)[0]
+    return pid
+
+
+def stop_engine(home: Home, pid: int, patience_s: float = 30.0) -> None:
+    """End the engine `pid` of `home`, its workers first, and wait until it has; rounds under way are lost.
+
+    A signal does it, so it also ends an engine of another version, or one that no longer answers its socket.
+
+    Raises
+    ------
+    EngineError
+        If it has not ended within `patience_s` seconds.
+    """
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not select.select([process], [], [], patience_s)[0]:
+            raise EngineError(
+                f"engine {pid} of {home.device} has not ended within {patience_s:g} s; its log is {home.log}"
+            )
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(process)
+
+
+def _take(file: int) -> Weights:
+    try:
+        return memory.read(file)
+    finally:
+        os.close(file)
+
+
+def _ignore(progress: Progress) -> None:
+    """Progress that nobody asked for."""

@@ -1,0 +1,214 @@
+"""What the engine, its clients, its zygote and its workers say to each other."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fedmt_flower.device.job import Job, JobResult
+from fedmt_flower.device.seat import Seat
+from fedmt_flower.device.steps import Kernel, Step
+from fedmt_flower.domain.round import RoundOrder, RoundReport
+from fedmt_flower.domain.task import Task
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """A frame; its class's name is the tag in its JSON."""
+
+
+class Fork(Frame, frozen=True, kw_only=True):
+    """To the zygote: fork a worker that speaks on the first file sent and logs to the second."""
+
+
+class Loaded(Frame, frozen=True, kw_only=True):
+    """From the zygote: its imports are done."""
+
+
+class Forked(Frame, frozen=True, kw_only=True):
+    """From the zygote: the new worker, by now a child of the engine."""
+
+    pid: int
+
+
+class Begin(Frame, frozen=True, kw_only=True):
+    """To a worker, first of all: what it is for, where it runs, and whose child it must be."""
+
+    task: Task
+    seat: Seat
+    parent: int
+
+
+class Ready(Frame, frozen=True, kw_only=True):
+    """From a worker: its device is initialised."""
+
+
+class Do(Frame, frozen=True, kw_only=True):
+    """To a worker: do a job on the weights in the file sent."""
+
+    job: Job
+
+
+class Rehearse(Frame, frozen=True, kw_only=True):
+    """To a worker: take `steps` training steps of a job, and keep all that they need for measurements.
+
+    `autotune` lets cuDNN time its algorithms for every new shape.
+    """
+
+    job: Job
+    steps: int
+    autotune: bool
+
+
+class Measure(Frame, frozen=True, kw_only=True):
+    """To a rehearsed worker: take steps from `start` to `end`, moments of the monotonic clock."""
+
+    start: float
+    end: float
+
+
+class Cover(Frame, frozen=True, kw_only=True):
+    """To a rehearsed worker: train on so many samples, from `start` on."""
+
+    start: float
+    samples: int
+
+
+class Trace(Frame, frozen=True, kw_only=True):
+    """To a rehearsed worker: as `Measure`, and watch its kernels."""
+
+    start: float
+    end: float
+
+
+class Leave(Frame, frozen=True, kw_only=True):
+    """To a worker: finish on the device and end."""
+
+
+class Advanced(Frame, frozen=True, kw_only=True):
+    """Training goes on: `samples` of `total` (0: not known)."""
+
+    task: str
+    samples: int
+    total: int
+
+
+class Done(Frame, frozen=True, kw_only=True):
+    """From a worker: its result, with the new weights in a file if it trained."""
+
+    result: JobResult
+
+
+class Failed(Frame, frozen=True, kw_only=True):
+    """From a worker: the job failed, in one line."""
+
+    error: str
+
+
+class Rehearsed(Frame, frozen=True, kw_only=True):
+    """From a worker: its steps are warm.
+
+    `seconds` is what that took, `memory_bytes` the most that torch held, `numerics` the settings of torch
+    that decide which kernels run.
+    """
+
+    seconds: float
+    memory_bytes: int
+    numerics: dict[str, bool]
+
+
+class Measured(Frame, frozen=True, kw_only=True):
+    """From a worker: the steps that it took."""
+
+    steps: tuple[Step, ...]
+
+
+class Covered(Frame, frozen=True, kw_only=True):
+    """From a worker: when its training began and ended, moments of the monotonic clock."""
+
+    begun: float
+    ended: float
+
+
+class Traced(Frame, frozen=True, kw_only=True):
+    """From a worker: the kernels that it ran."""
+
+    kernels: tuple[Kernel, ...]
+
+
+class Hello(Frame, frozen=True, kw_only=True):
+    """To the engine, first of all; the time-out, unless None, becomes the engine's."""
+
+    version: str
+    idle_timeout_s: float | None
+
+
+class Run(Frame, frozen=True, kw_only=True):
+    """To the engine: run a round; a file of weights for each assignment comes along, in their order."""
+
+    order: RoundOrder
+
+
+class Inquire(Frame, frozen=True, kw_only=True):
+    """To the engine: how do you do?"""
+
+
+class Welcome(Frame, frozen=True, kw_only=True):
+    """From the engine: go on."""
+
+    backend: str
+
+
+class Refused(Frame, frozen=True, kw_only=True):
+    """From the engine: it will not do that; `problems` are those of a configuration, one line each."""
+
+    error: str
+    problems: tuple[str, ...] = ()
+
+
+class Updated(Frame, frozen=True, kw_only=True):
+    """From the engine: a task is done and its new weights are in the file sent."""
+
+    task: str
+
+
+class Complete(Frame, frozen=True, kw_only=True):
+    """From the engine: the round is over."""
+
+    report: RoundReport
+
+
+class WorkerStatus(Frame, frozen=True, kw_only=True):
+    """A worker: `budget` in per cent is its latest, `level` what that came to, `rounds` those it served."""
+
+    pid: int
+    task: str
+    run: str
+    budget: float
+    level: int
+    busy: bool
+    rounds: int
+
+
+class EngineStatus(Frame, frozen=True, kw_only=True):
+    """From the engine: itself. `sites` counts each site's rounds; `queue` names those that wait, in order."""
+
+    pid: int
+    version: str
+    backend: str
+    device: str
+    uptime_s: float
+    rounds: int
+    sites: dict[str, int]
+    queue: tuple[str, ...]
+    workers: tuple[WorkerStatus, ...]
+
+
+ToZygote = msgspec.json.Decoder(Fork)
+FromZygote: msgspec.json.Decoder[Loaded | Forked | Failed] = msgspec.json.Decoder(Loaded | Forked | Failed)
+Orders = Begin | Do | Rehearse | Measure | Cover | Trace | Leave
+Answers = Ready | Advanced | Done | Rehearsed | Measured | Covered | Traced | Failed
+ToWorker: msgspec.json.Decoder[Orders] = msgspec.json.Decoder(Orders)
+FromWorker: msgspec.json.Decoder[Answers] = msgspec.json.Decoder(Answers)
+FromClient: msgspec.json.Decoder[Hello | Run | Inquire] = msgspec.json.Decoder(Hello | Run | Inquire)
+FromEngine: msgspec.json.Decoder[Welcome | Refused | Advanced | Updated | Complete | EngineStatus] = (
+    msgspec.json.Decoder(Welcome | Refused | Advanced | Updated | Complete | EngineStatus)
+)

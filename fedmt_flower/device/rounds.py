@@ -1,0 +1,136 @@
+"""One round on one device: its tasks in their workers, watched over until each has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from fedmt_flower.device.backends import DeviceBackend
+from fedmt_flower.device.frames import Advanced
+from fedmt_flower.device.job import job_of, report_of, spans_of
+from fedmt_flower.device.pool import Pool
+from fedmt_flower.device.worker_handle import WorkerHandle
+from fedmt_flower.domain.plan import RoundPlan, Sharing, TaskPlan
+from fedmt_flower.domain.round import RoundOrder, RoundReport, Span, Status, TaskReport
+from fedmt_flower.errors import EngineError, TaskError
+from fedmt_flower.planning.allocation import plan_round
+
+log = logging.getLogger(__name__)
+
+OnProgress = Callable[[Advanced], Awaitable[None]]
+OnUpdate = Callable[[str, int], Awaitable[None]]
+
+
+class Round:
+    """A round about to run.
+
+    Parameters
+    ----------
+    order
+        What is asked for.
+    weights
+        The memory file of each task's weights; they stay the caller's.
+    pool, backend
+        Where it runs.
+    arrival
+        When the order came, on the monotonic clock: the timeline's zero.
+
+    Raises
+    ------
+    ConfigError
+        If the order's allocation does not fit its tasks.
+    EngineError
+        If the device cannot seat them.
+    """
+
+    def __init__(
+        self,
+        order: RoundOrder,
+        weights: Mapping[str, int],
+        pool: Pool,
+        backend: DeviceBackend,
+        arrival: float,
+    ) -> None:
+        self.plan: RoundPlan = plan_round(order.allocation, tuple(a.task.name for a in order.assignments))
+        self._order = order
+        self._assignments = {assignment.task.name: assignment for assignment in order.assignments}
+        self._weights = weights
+        self._seats = {p.task: backend.seat(p.budget, self.plan.sharing) for p in self.plan.tasks}
+        self._pool = pool
+        self._backend = backend
+        self._arrival = arrival
+        self._spans: list[Span] = []
+
+    async def run(self, on_progress: OnProgress, on_update: OnUpdate) -> RoundReport:
+        """Run it to the end of its last task. Cancelled, it ends the workers that it occupies.
+
+        Parameters
+        ----------
+        on_progress
+            Told of tasks that advance.
+        on_update
+            Handed the memory file of each task's new weights as soon as there is one; it is closed after.
+        """
+        started = time.monotonic()
+        at_once = 1 if self.plan.sharing is Sharing.IN_TURN else len(self.plan.tasks)
+        turns = asyncio.Semaphore(at_once)
+
+        async def take_turn(plan: TaskPlan) -> TaskReport:
+            async with turns:
+                return await self._run_task(plan, on_progress, on_update)
+
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(take_turn(plan)) for plan in self.plan.tasks]
+        return RoundReport(
+            site=self._order.site,
+            round=self._order.round,
+            plan=self.plan,
+            tasks=tuple(task.result() for task in running),
+            timeline=tuple(sorted(self._spans, key=lambda span: span.start_s)),
+            backend=self._backend.name,
+            waited_s=started - self._arrival,
+            wall_s=time.monotonic() - started,
+        )
+
+    async def _run_task(self, plan: TaskPlan, on_progress: OnProgress, on_update: OnUpdate) -> TaskReport:
+        order, name = self._order, plan.task
+        assignment = self._assignments[name]
+        worker: WorkerHandle | None = None
+        try:
+            async with (
+                asyncio.timeout(order.deadline_s),
+                self._pool.worker(order.run, assignment.task, self._seats[name]) as worker,
+            ):
+                worker.budget = plan.budget
+                job = job_of(order, assignment, plan)
+                result, update = await worker.do(job, self._weights[name], on_progress)
+        except TimeoutError:
+            cause = f"{self._where(name)}: no result within its deadline of {order.deadline_s:g} s"
+        except TaskError as error:
+            cause = str(error)
+        except EngineError as error:
+            cause = f"{self._where(name)}: {error}"
+        else:
+            if update is not None:
+                try:
+                    await on_update(name, update)
+                finally:
+                    os.close(update)
+            self._spans += spans_of(name, result, self._arrival)
+            return report_of(name, result, worker.seat.level, worker.pid)
+        if worker is not None:
+            cause = f"{cause}; its log is {worker.log}"
+        log.warning("round %d: %s", order.round, cause)
+        return TaskReport(
+            task=name,
+            status=Status.FAILED,
+            error=cause,
+            level=self._seats[name].level,
+            pid=0 if worker is None else worker.pid,
+        )
+
+    def _where(self, task: str) -> str:
+        return f"site {self._order.site!r}, task {task!r}"
