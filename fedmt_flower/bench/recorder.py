@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,6 @@ class Recorder:
         self.samples: list[Sample] = []
         self.deadline = deadline
         self._path = path
-        self._longest_s = 0.0
         self._began = time.monotonic()
         self._before_s = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,11 +56,15 @@ class Recorder:
         """Seconds until the deadline; negative after it."""
         return self.deadline - time.monotonic()
 
-    def interleave(self, cells: Sequence[str], repeats: int) -> Iterator[tuple[str, int]]:
+    def interleave(
+        self, cells: Sequence[str], repeats: int, seconds: float = math.inf
+    ) -> Iterator[tuple[str, int]]:
         """The cells and repeats still to be taken: all cells once, then all again, in a new order each time.
 
-        Ends when all are there, or when the next would probably outlast the deadline.
+        Ends when all are there, or when the next would probably outlast `seconds` or the deadline.
         """
+        deadline = min(self.deadline, time.monotonic() + seconds)
+        longest = 0.0
         there = {(sample.cell, sample.repeat) for sample in self.samples}
         for repeat in range(repeats):
             order = list(cells)
@@ -68,11 +72,11 @@ class Recorder:
             for cell in order:
                 if (cell, repeat) in there:
                     continue
-                if self.left_s < self._longest_s:
-                    return
                 begun = time.monotonic()
+                if begun + longest > deadline:
+                    return
                 yield cell, repeat
-                self._longest_s = max(self._longest_s, time.monotonic() - begun)
+                longest = max(longest, time.monotonic() - begun)
 
     def add(self, cell: str, repeat: int, values: dict[str, Json], flags: Sequence[str] = ()) -> None:
         """Keep one repeat of `cell`."""

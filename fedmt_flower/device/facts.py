@@ -86,6 +86,15 @@ def nvml() -> Iterator[ModuleType]:
         pynvml.nvmlShutdown()
 
 
+def gpu_count() -> int:
+    """How many GPUs this host has; 0 where there is no NVML."""
+    try:
+        with nvml() as library:
+            return int(library.nvmlDeviceGetCount())
+    except EngineError:
+        return 0
+
+
 def gpus() -> tuple[Gpu, ...]:
     """Every GPU of this host in NVML's order; EngineError where NVML finds none."""
     with nvml() as library:

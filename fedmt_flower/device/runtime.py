@@ -103,6 +103,16 @@ class TaskRuntime:
         with self.blame("data"):
             return self._splits.get(f"{job.site} {arguments!r}", load, keep)
 
+    def trainer(self, job: Job) -> SteppedTrainer:
+        """A trainer that is about to take the first step of `job`, from the model's present weights.
+
+        Raises
+        ------
+        TaskError
+            If the task is not a stepped one, or its model, data or training cannot be set up.
+        """
+        return _Round(self, job, None).begin()
+
     def _setting(self, job: Job) -> dict[str, object]:
         """What model and data may ask for: all that stays the same from round to round."""
         lasting = {name: value for name, value in job.parameters.items() if name not in _ROUND_KEYS}
@@ -170,6 +180,19 @@ class _Round:
             evaluate_metrics=evaluate_metrics,
             stretches=tuple(self.stretches),
         )
+
+    def begin(self) -> SteppedTrainer:
+        task = self.runtime.task
+        if task.kind is TaskKind.WHOLE_CALL:
+            raise TaskError(f"task {task.name!r}: its own `train` takes a round as a whole, it has no steps")
+        splits, model = self.runtime.splits(self.job), self.runtime.model(self.job)
+        splits.rewind()
+        known = self._known()
+        model.train()
+        trainer = self._trainer(known)
+        with self.runtime.blame("train"):
+            trainer.setup(model, splits.train, known["config"], self.runtime.device)
+        return trainer
 
     def _evaluate(self, model: nn.Module, splits: Splits) -> Mapping[str, float]:
         task, runtime = self.runtime.task, self.runtime

@@ -53,6 +53,10 @@ def test_the_number_of_clients_follows_the_cuda_version(cuda: tuple[int, int], c
     assert facts.max_clients(cuda) == clients
 
 
+def test_gpus_are_counted_on_every_host() -> None:
+    assert facts.gpu_count() >= 0
+
+
 def test_doctor_answers_on_every_host() -> None:
     answer = facts.doctor()
     assert answer["gpus"] or "NVML" in str(answer["gpu_problem"])

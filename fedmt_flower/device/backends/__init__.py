@@ -53,10 +53,7 @@ def chosen(settings: DeviceSettings) -> Backend:
         return settings.backend
     from fedmt_flower.device import facts
 
-    try:
-        return Backend.MPS if facts.gpus() else Backend.CPU
-    except EngineError:
-        return Backend.CPU
+    return Backend.MPS if facts.gpu_count() else Backend.CPU
 
 
 def device_name(settings: DeviceSettings) -> str:

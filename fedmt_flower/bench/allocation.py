@@ -1,0 +1,124 @@
+"""The allocation schemes on the paper's three settings (Fig. 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fedmt_flower.bench.allocation_table import SETTINGS, VOLUMES, above_solo, fewest_repeats, markdown
+from fedmt_flower.bench.driver import Bench, usage_values
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task
+from fedmt_flower.bench.result import Bar, Json, Result
+from fedmt_flower.device.profiling import Probe, Profiler
+
+CLAIM = "tasks that share the GPU under budgets train faster together than in turn"
+
+REPEATS = 5
+_ROUND_S = 1.0
+"""Seconds that a round takes in turn: its volumes are chosen for that."""
+
+
+def settings(quick: bool) -> dict[str, Json]:
+    """What the driver runs with."""
+    return {
+        "settings": {name: list(models) for name, models in SETTINGS.items()},
+        "batch": 8 if quick else BATCH,
+        "repeats": 2 if quick else REPEATS,
+        "volumes": list(VOLUMES),
+        "round_s": 0.05 if quick else _ROUND_S,
+        "quick": quick,
+    }
+
+
+def run(bench: Bench) -> bool:
+    """Take every sample, one setting after the other, since all their workers would not fit the memory."""
+    complete = True
+    names = list(SETTINGS)[:1] if bench.options.quick else list(SETTINGS)
+    with bench.profiler() as profiler:
+        for position, name in enumerate(names):
+            share = bench.recorder.left_s / (len(names) - position)
+            complete &= _Setting(bench, profiler, name).run(share)
+            profiler.dismiss()
+    bench.facts["above solo"] = [line for name in names for line in above_solo(bench.recorder.samples, name)]
+    for name in names:
+        fewest = fewest_repeats(bench.recorder.samples, name)
+        bench.bars.append(
+            Bar.counted(f"{name}: repeats of every row", REPEATS, fewest, met=complete and fewest >= REPEATS)
+        )
+    return complete
+
+
+def report(result: Result) -> str:
+    """The tables of all settings, in Markdown."""
+    return markdown(result)
+
+
+class _Setting:
+    """One setting's cells."""
+
+    def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
+        self._bench = bench
+        self._profiler = profiler
+        self._name = name
+        self._tasks = tuple(
+            synthetic_task(model, int(bench.settings["batch"]), bench.options.quick)
+            for model in SETTINGS[name]
+        )
+        self._placed = {scheme: probes(profiler, self._tasks, SCHEMES[scheme]) for scheme in SCHEMES}
+
+    def run(self, seconds: float) -> bool:
+        solos = [f"{self._name} | solo | {task.name}" for task in self._tasks]
+        rates = [f"{self._name} | rates | {scheme}" for scheme in SCHEMES if scheme != "temporal"]
+        rounds = [f"{self._name} | round {volume} | {scheme}" for scheme in SCHEMES for volume in VOLUMES]
+        cells, repeats = solos + rates + rounds, int(self._bench.settings["repeats"])
+        recorder = self._bench.recorder
+        if recorder.has_all(cells, repeats):
+            return True
+        warm = self._profiler.prepare([probe for placed in self._placed.values() for probe in placed])
+        self._bench.facts.setdefault("numerics", next(iter(warm.values())).numerics if warm else {})
+        volumes = {volume: self._volumes(volume) for volume in VOLUMES}
+        for cell, repeat in recorder.interleave(cells, repeats, seconds):
+            _, kind, which = cell.split(" | ")
+            if kind == "solo":
+                task = next(task for task in self._tasks if task.name == which)
+                self._take_rates(cell, repeat, (solo(self._profiler, task),))
+            elif kind == "rates":
+                self._take_rates(cell, repeat, self._placed[which])
+            else:
+                self._take_round(cell, repeat, which, volumes[kind.removeprefix("round ")])
+        return recorder.has_all(cells, repeats)
+
+    def _take_rates(self, cell: str, repeat: int, together: Sequence[Probe]) -> None:
+        taken = self._profiler.measure(together)
+        values: dict[str, Json] = {
+            "rates": {p.task.name: round(rate, 1) for p, rate in zip(together, taken.rates, strict=True)},
+            "levels": {p.task.name: p.seat.level for p in together},
+            "steps": list(taken.steps),
+        }
+        self._bench.recorder.add(cell, repeat, values | usage_values(taken.usage), taken.spoiled)
+
+    def _take_round(self, cell: str, repeat: int, scheme: str, volumes: Mapping[str, int]) -> None:
+        placed = self._placed[scheme]
+        in_turn = scheme == "temporal"
+        taken = self._profiler.cover([(p, volumes[p.task.name]) for p in placed], in_turn=in_turn)
+        values: dict[str, Json] = {
+            "makespan_s": round(taken.seconds, 4),
+            "ends_s": {p.task.name: round(end, 4) for p, end in zip(placed, taken.ends, strict=True)},
+            "samples": dict(volumes),
+        }
+        self._bench.recorder.add(cell, repeat, values | usage_values(taken.usage), taken.spoiled)
+
+    def _volumes(self, ratio: str) -> dict[str, int]:
+        """Dᵢ in whole batches, such that the round in turn takes about its time; the same on resuming."""
+
+        def choose() -> dict[str, Json]:
+            rates = [self._profiler.measure([solo(self._profiler, task)]).rates[0] for task in self._tasks]
+            unit = float(self._bench.settings["round_s"]) / sum(
+                part / rate for part, rate in zip(VOLUMES[ratio], rates, strict=True)
+            )
+            batch = int(self._bench.settings["batch"])
+            return {
+                task.name: batch * part * max(1, round(unit / batch))
+                for task, part in zip(self._tasks, VOLUMES[ratio], strict=True)
+            }
+
+        return self._bench.recorder.take(f"{self._name} | volumes | {ratio}", choose)

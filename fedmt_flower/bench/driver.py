@@ -1,0 +1,198 @@
+"""What every benchmark's driver is given, and how one is run."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, cast
+
+from fedmt_flower.bench.recorder import Recorder
+from fedmt_flower.bench.result import Bar, Json, Machine, Result, installed, save, this_machine
+from fedmt_flower.device.backends import DeviceBackend
+from fedmt_flower.device.backends.cpu import CpuBackend
+from fedmt_flower.device.backends.mps import MpsBackend
+from fedmt_flower.device.profiling import Profiler, Window
+from fedmt_flower.device.telemetry import Usage
+from fedmt_flower.domain.device import Backend
+from fedmt_flower.errors import ConfigError, expected_one_of
+
+DRIVERS = {
+    "allocation": "the allocation schemes on the paper's three settings (Fig. 9)",
+    "faults": "what fails on the GPU fails by name, and the next round works",
+    "equality": "weights and rounds on the GPU, bit for bit",
+    "federation": "two SuperNodes as two sites of one engine, on the GPU",
+    "rv_sweep": "throughput over the virtual resource R_v (Fig. 6)",
+    "timeline": "the kernels of all tasks on one clock (Fig. 11)",
+    "occupancy": "SM occupancy over time (Fig. 12)",
+    "autotune": "what cuDNN's autotuning costs at a worker's start, and what it gives",
+}
+"""The benchmarks, the most important first."""
+
+BUDGETS_S = {
+    "allocation": 240.0,
+    "faults": 45.0,
+    "equality": 45.0,
+    "federation": 90.0,
+    "rv_sweep": 60.0,
+    "timeline": 30.0,
+    "occupancy": 30.0,
+    "autotune": 60.0,
+}
+"""How long each takes samples if nothing else is said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a benchmark is to be run.
+
+    Parameters
+    ----------
+    backend
+        ``mps`` or ``cpu``.
+    index
+        The GPU, as NVML counts.
+    quick
+        Small networks and short windows: tries the driver, measures nothing.
+    out
+        The folder of results; each kind of machine has its own in it.
+    budget_s
+        Seconds after which no further sample is begun.
+    resume
+        Whether to go on from the samples that an earlier run left.
+    command
+        The command line, for the record.
+    """
+
+    backend: Backend
+    out: Path
+    budget_s: float
+    command: str
+    index: int = 0
+    quick: bool = False
+    resume: bool = False
+
+
+class Driver(Protocol):
+    """A module of this package that measures one claim."""
+
+    CLAIM: str
+
+    def settings(self, quick: bool) -> dict[str, Json]:
+        """What it runs with; samples of different settings are not mixed."""
+        ...
+
+    def run(self, bench: Bench) -> bool:
+        """Take the samples that are missing, derive facts, bars and pictures; whether nothing is missing."""
+        ...
+
+    def report(self, result: Result) -> str:
+        """The tables of a record, in Markdown."""
+        ...
+
+
+class Bench:
+    """One run of one driver.
+
+    `facts` and `bars` are the driver's to fill.
+    """
+
+    def __init__(self, name: str, options: Options, settings: dict[str, Json], machine: Machine) -> None:
+        self.name = name
+        self.options = options
+        self.settings = settings
+        self.machine = machine
+        self.facts: dict[str, Json] = {}
+        self.bars: list[Bar] = []
+        self.folder = options.out / machine.kind
+        deadline = time.monotonic() + options.budget_s
+        self.recorder = Recorder(self.folder / f"{name}.samples.jsonl", settings, options.resume, deadline)
+
+    @contextmanager
+    def profiler(self, *, autotune: bool = False, hertz: float = 30.0) -> Iterator[Profiler]:
+        """Measuring workers on the benchmark's device."""
+        window = Window(settle_s=0.02, length_s=0.1, longest_s=1.0) if self.options.quick else Window()
+        with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
+            backend = self.backend(Path(directory))
+            with Profiler(
+                backend,
+                self.options.index,
+                Path(directory) / "workers",
+                window=window,
+                autotune=autotune,
+                hertz=hertz,
+            ) as profiler:
+                self.facts["backend"] = backend.name
+                self.facts["telemetry lacks"] = profiler.telemetry.lacks
+                yield profiler
+
+    def backend(self, directory: Path) -> DeviceBackend:
+        """The benchmark's device, not yet open."""
+        if self.options.backend is Backend.CPU:
+            return CpuBackend()
+        return MpsBackend(self.options.index, directory)
+
+    def picture(self, png: bytes) -> None:
+        """Keep the benchmark's picture beside its record."""
+        (self.folder / f"{self.name}.png").write_bytes(png)
+
+
+def load_driver(name: str) -> Driver:
+    """The driver of a benchmark; ConfigError if there is none of that name."""
+    if name not in DRIVERS:
+        raise ConfigError(f"benchmark {name!r}: {expected_one_of(name, DRIVERS)}")
+    return cast(Driver, importlib.import_module(f"fedmt_flower.bench.{name}"))
+
+
+def measure(name: str, options: Options, tell: Callable[[str], None]) -> Result:
+    """Run a benchmark and write its record.
+
+    Parameters
+    ----------
+    tell
+        Told, in a line each, what is going on.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such benchmark, or it cannot resume.
+    EngineError
+        If the device cannot be used.
+    """
+    driver = load_driver(name)
+    machine = this_machine(None if options.backend is Backend.CPU else options.index)
+    settings = driver.settings(options.quick)
+    bench = Bench(name, options, settings, machine)
+    tell(f"{name}: {driver.CLAIM}; on {machine.gpu or 'CPUs'}, at most {options.budget_s:.0f} s")
+    complete = driver.run(bench)
+    result = Result(
+        name=name,
+        claim=driver.CLAIM,
+        machine=machine,
+        versions=installed(),
+        command=options.command,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(bench.recorder.seconds, 1),
+        settings=settings,
+        complete=complete,
+        samples=tuple(bench.recorder.samples),
+        facts=bench.facts,
+        bars=tuple(bench.bars),
+    )
+    save(result, bench.folder / f"{name}.json")
+    if complete:
+        bench.recorder.discard()
+    return result
+
+
+def usage_values(usage: Usage) -> dict[str, Json]:
+    """A device's usage as a record keeps it."""
+    values = {
+        key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(usage).items()
+    }
+    return values | {"slowdowns": sorted(usage.slowdowns)}

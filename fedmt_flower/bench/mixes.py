@@ -1,0 +1,72 @@
+"""The tasks that the paper trains together, and the schemes under which they are measured."""
+
+from __future__ import annotations
+
+from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.domain.allocation import Allocation, Policy
+from fedmt_flower.domain.plan import Sharing
+from fedmt_flower.domain.task import Task
+from fedmt_flower.planning.allocation import plan_round
+
+BATCH = 128
+"""The reference batch of P_bᵢ and of the paper's settings (§ VI-A)."""
+
+_MODELS = {
+    "D121": "densenet121",
+    "V16": "vgg16",
+    "R101": "resnet101",
+    "R50": "resnet50",
+    "R18": "resnet18",
+    "M3": "mobilenet_v3_large",
+    "S2": "shufflenet_v2",
+}
+
+SCHEMES = {
+    "temporal": Allocation(policy=Policy.TEMPORAL),
+    "timeslice": Allocation(policy=Policy.TIMESLICE),
+    "isolated": Allocation(policy=Policy.ISOLATED),
+    "sharing": Allocation(policy=Policy.SHARING),
+    "static 60": Allocation(policy=Policy.STATIC, budgets=(60.0,)),
+    "static 80": Allocation(policy=Policy.STATIC, budgets=(80.0,)),
+    "100/(0.5 n)": Allocation(policy=Policy.STATIC),
+}
+"""The schemes by their names in tables; their budgets are the package's own policies'."""
+
+
+def synthetic_task(name: str, batch: int = BATCH, quick: bool = False) -> Task:
+    """One of the paper's models in its CIFAR form, on synthetic images that stay on the device.
+
+    Parameters
+    ----------
+    name
+        The paper's short name, as ``R18``.
+    quick
+        Give a small network instead, to try a benchmark where there is no GPU.
+    """
+    model = "lenet" if quick else _MODELS[name]
+    return Task(
+        name=name,
+        model=f"fedmt_flower.tasks.models:{model}",
+        data="fedmt_flower.tasks.data:synthetic",
+        parameters={
+            "batch_size": batch,
+            "samples": 16 * batch,
+            "in_channels": 3,
+            "lr": 0.01,
+            "momentum": 0.9,
+        },
+    )
+
+
+def probes(profiler: Profiler, tasks: tuple[Task, ...], allocation: Allocation) -> tuple[Probe, ...]:
+    """The tasks in the seats that `allocation` gives them."""
+    plan = plan_round(allocation, tuple(task.name for task in tasks))
+    return tuple(
+        Probe(task, profiler.seat(place.budget, plan.sharing))
+        for task, place in zip(tasks, plan.tasks, strict=True)
+    )
+
+
+def solo(profiler: Profiler, task: Task) -> Probe:
+    """The task alone with the whole device: the reference of its share."""
+    return Probe(task, profiler.seat(100.0, Sharing.CAPPED))

@@ -1,0 +1,80 @@
+"""The tables of the documents, made from the records of benchmarks and from nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedmt_flower.bench.driver import DRIVERS, load_driver
+from fedmt_flower.bench.result import Result, load
+from fedmt_flower.errors import ConfigError
+
+DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
+"""Where tables stand, each between ``<!-- bench: NAME KIND -->`` and ``<!-- /bench -->``."""
+
+_MARKED = re.compile(r"(<!-- bench: (?P<name>\w+) (?P<kind>[\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+
+
+def tables(result: Result) -> str:
+    """The tables of one record, in Markdown."""
+    return load_driver(result.name).report(result)
+
+
+def bars(result: Result) -> str:
+    """The goals of one record and what was reached, in Markdown; empty if it has none."""
+    if not result.bars:
+        return ""
+    lines = ["| goal | asked | measured | 95 % | met |", "|---|---:|---:|---|---|"]
+    for bar in result.bars:
+        low, high = ("–" if bound is None else f"{bound:.4g}" for bound in bar.ci95)
+        met = "yes" if bar.met else "**no**"
+        lines.append(f"| {bar.name} | {bar.goal:.4g} | {bar.value:.4g} | {low} to {high} | {met} |")
+    return "\n".join(lines)
+
+
+def block(result: Result) -> str:
+    """What stands in a document for one record: its tables, its bars and where they come from."""
+    state = "" if result.complete else " Not complete: its time was up before every repeat was taken."
+    source = (
+        f"`{result.command}` on {result.machine.gpu or 'CPUs'}, {result.date[:10]}, {result.seconds:.0f} s; "
+        f"raw data in `benchmarks/results/{result.machine.kind}/{result.name}.json`.{state}"
+    )
+    return "\n\n".join(part for part in (tables(result), bars(result), source) if part)
+
+
+def filled(text: str, results: Path) -> str:
+    """`text` with every marked place filled from the records under `results`.
+
+    Raises
+    ------
+    ConfigError
+        If a place names a record that is not there.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        path = results / match["kind"] / f"{match['name']}.json"
+        if not path.exists():
+            raise ConfigError(f"{path} is not there: run `fedmt bench {match['name']}` or remove its mark")
+        return f"{match[1]}{block(load(path))}\n{match[4]}"
+
+    return _MARKED.sub(fill, text)
+
+
+def write(results: Path, root: Path = Path()) -> Iterator[Path]:
+    """Fill the documents under `root`; those that have changed."""
+    for document in DOCUMENTS:
+        path = root / document
+        if not path.exists():
+            continue
+        before = path.read_text()
+        after = filled(before, results)
+        if after != before:
+            path.write_text(after)
+            yield path
+
+
+def records(results: Path) -> tuple[Result, ...]:
+    """Every record under `results`, by kind of machine and in the order of the benchmarks."""
+    found = [load(path) for path in sorted(results.glob("*/*.json"))]
+    return tuple(sorted(found, key=lambda r: (r.machine.kind, list(DRIVERS).index(r.name))))
