@@ -1,33 +1,44 @@
-"""`fedmt show RUN`: the results of a run."""
+"""`fedmt show RUN`: the results of a run, or of every run of a sweep."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from fedmt_flower.federation.record import Outcome, Summary
-from fedmt_flower.federation.run_folder import RunFolder
+import msgspec
 
-TIMELINE = "timeline.png"
+from fedmt_flower.federation.record import Summary
+from fedmt_flower.federation.run_folder import CONFIG, TRACE, WEIGHTS, RunFolder
+
+_TIMELINE = "timeline.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or of a sweep's runs")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("--json", action="store_true", help="print the summary, or the summaries, as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the tables of a run; draw its timeline if it has none yet."""
-    folder = RunFolder.open(arguments.run)
-    summary = folder.summary()
-    if arguments.json:
-        sys.stdout.write(folder.path.joinpath("summary.json").read_text())
+    """Print the tables of a run, and draw its timeline if it has none; of a sweep, print the comparison."""
+    runs = sorted(path.parent for path in arguments.run.glob(f"*/{CONFIG}"))
+    if (arguments.run / CONFIG).is_file() or not runs:
+        folder = RunFolder.open(arguments.run)
+        summary = folder.summary()
+        if arguments.json:
+            _print_json(summary)
+            return 0
+        if not (folder.path / _TIMELINE).exists():
+            draw_timeline(folder)
+        print_run(folder.path, summary)
         return 0
-    if not (folder.path / TIMELINE).exists():
-        draw_timeline(folder)
-    print_run(folder, summary)
+    summaries = {path.name: RunFolder.open(path).summary() for path in runs}
+    if arguments.json:
+        _print_json(summaries)
+    else:
+        print_comparison(summaries)
     return 0
 
 
@@ -38,10 +49,10 @@ def draw_timeline(folder: RunFolder) -> None:
     trained = [entry for entry in folder.rounds() if entry.spans and not entry.final]
     if trained:
         last = max(entry.round for entry in trained)
-        folder.write(TIMELINE, timeline_png([entry for entry in trained if entry.round == last]))
+        folder.write(_TIMELINE, timeline_png([entry for entry in trained if entry.round == last]))
 
 
-def print_run(folder: RunFolder, summary: Summary) -> None:
+def print_run(folder: Path, summary: Summary) -> None:
     """Print the tables of a run and where its files are."""
     from rich.console import Console
 
@@ -51,13 +62,22 @@ def print_run(folder: RunFolder, summary: Summary) -> None:
     console.print(run_tables(summary))
     if summary.error:
         console.print(f"{summary.outcome}: {summary.error}", style="red", markup=False)
-    for task in summary.tasks.values():
-        for failure in task.failures:
-            console.print(f"left out: {failure}", style="red", markup=False)
-    files = {"timeline": TIMELINE, "trace": "trace.json", "weights": "weights"}
-    for what, name in files.items():
-        if (folder.path / name).exists():
-            console.print(f"{what:<9} {folder.path / name}", soft_wrap=True, markup=False)
-    if summary.outcome is Outcome.FINISHED:
-        loads = [task.load for task in summary.tasks.values() if task.load]
-        console.print(f"{'load':<9} {loads[0]}" if loads else "", soft_wrap=True, markup=False)
+    for what, name in {"timeline": _TIMELINE, "trace": TRACE, "weights": WEIGHTS}.items():
+        if (folder / name).exists():
+            console.print(f"{what:<9} {folder / name}", soft_wrap=True, markup=False)
+    load = next((task.load for task in summary.tasks.values() if task.load), "")
+    if load:
+        console.print(f"{'load':<9} {load}", soft_wrap=True, markup=False)
+
+
+def print_comparison(runs: Mapping[str, Summary | str]) -> None:
+    """Print one table of several runs."""
+    from rich.console import Console
+
+    from fedmt_flower.cli.tables import comparison_table
+
+    Console(highlight=False).print(comparison_table(runs))
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")

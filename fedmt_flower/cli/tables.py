@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fedmt_flower.federation.record import Outcome, Summary, TaskSummary
 
-_UNITS = {"mps": "SMs", "cpu": "threads"}
+_LEVELS = {"mps": "SMs", "cpu": "threads", "inline": "threads"}
 _COLOURS = {Outcome.FINISHED: "green", Outcome.RUNNING: "cyan"}
 
 
@@ -24,14 +24,17 @@ def number(value: float | None) -> str:
 
 def run_tables(summary: Summary) -> RenderableType:
     """A run: how it ended, and a row per task."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("task", style="bold")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column("task", style="bold", overflow="fold")
     table.add_column("metric")
-    for heading in ("before", "after", "samples", "samples/s", "budget", ""):
+    level = _LEVELS.get(summary.backend, "level")
+    for heading in ("before", "after", "samples", "samples/s", "budget", level):
         table.add_column(heading, justify="right")
+    if any(task.failures for task in summary.tasks.values()):
+        table.add_column("left out", justify="right", style="red")
     for name, task in summary.tasks.items():
-        table.add_row(name, *_cells(task, _UNITS.get(summary.backend, "")))
-    return Group(_title(summary), table)
+        table.add_row(name, *_cells(task))
+    return Group(_title(summary), "", table, "")
 
 
 def comparison_table(runs: Mapping[str, Summary | str]) -> Table:
@@ -44,7 +47,7 @@ def comparison_table(runs: Mapping[str, Summary | str]) -> Table:
     """
     summaries = [run for run in runs.values() if isinstance(run, Summary)]
     tasks = list(dict.fromkeys(name for summary in summaries for name in summary.tasks))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     table.add_column("run", style="bold", overflow="fold")
     for name in tasks:
         metrics = {summary.tasks[name].metric for summary in summaries if name in summary.tasks}
@@ -72,21 +75,21 @@ def _title(summary: Summary) -> Text:
     rounds = f"{summary.rounds} round{'s' * (summary.rounds != 1)}"
     how = f"{summary.policy} on {summary.backend}" if summary.backend else summary.policy
     title = Text.assemble((summary.run, "bold"), "  ", _outcome(summary.outcome))
-    title.append(f"\n{rounds}, {sites}, {how}; {number(summary.wall_s)} s by the clock")
+    title.append(f"\n{rounds}, {sites}, {how}; {summary.wall_s:.0f} s by the clock")
     if summary.round_s:
-        title.append(f", {number(_mean(summary.round_s))} s a round with a device for each site")
+        title.append(f"; a round takes {_mean(summary.round_s):.1f} s where each site has a device")
     return title
 
 
-def _cells(task: TaskSummary, unit: str) -> Iterable[str | Text]:
-    level = f" ({task.level} {unit if task.level != 1 else unit.rstrip('s')})" if task.level and unit else ""
+def _cells(task: TaskSummary) -> Iterable[str | Text]:
     yield task.metric
     yield number(task.before)
     yield Text(number(task.after), style="bold")
     yield f"{task.samples:,}"
     yield number(task.rate)
-    yield f"{number(task.budget)} %{level}" if task.budget else "–"
-    yield Text(f"{len(task.failures)} left out", style="red") if task.failures else ""
+    yield f"{task.budget:.0f} %" if task.budget else "–"
+    yield str(task.level or "–")
+    yield str(len(task.failures) or "")
 
 
 def _outcome(outcome: Outcome) -> Text:

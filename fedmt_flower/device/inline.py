@@ -88,6 +88,7 @@ class InlineEngine:
             backend=Backend.INLINE,
             waited_s=0.0,
             wall_s=time.monotonic() - started,
+            arrived=time.time() - (time.monotonic() - started),
         )
         return RoundResult(report=report, weights=updates)
 

@@ -93,6 +93,7 @@ class Round:
             backend=self._backend.name,
             waited_s=started - self._arrival,
             wall_s=time.monotonic() - started,
+            arrived=time.time() - (time.monotonic() - self._arrival),
         )
 
     async def _run_task(self, plan: TaskPlan, on_progress: OnProgress, on_update: OnUpdate) -> TaskReport:

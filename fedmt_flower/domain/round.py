@@ -159,7 +159,8 @@ class TaskReport:
 class RoundReport:
     """How a round went on one site: the plan, one report per task, the observed timeline.
 
-    `waited_s` is how long the order stood in the engine's queue, `wall_s` how long it then ran.
+    `waited_s` is how long the order stood in the engine's queue, `wall_s` how long it then ran. The timeline
+    counts from `arrived`, when the order reached the engine, in seconds since the epoch on the site's clock.
     """
 
     site: str
@@ -170,6 +171,7 @@ class RoundReport:
     backend: str
     waited_s: float
     wall_s: float
+    arrived: float = 0.0
 
     def task(self, name: str) -> TaskReport:
         """The report of the task called `name`; KeyError if the round had none."""

@@ -35,9 +35,11 @@ class Entry:
     budget
         Rᵢ in per cent; 0 if the site never planned the round.
     spans
-        The observed timeline of this task, in seconds since the round reached the site.
+        The observed timeline of this task, in seconds since `arrived`.
+    arrived
+        When the round reached the site's engine, in seconds since the epoch on the site's clock.
     waited_s, wall_s
-        How long the site's order queued in its engine, and how long the whole round then took there.
+        How long the round queued in that engine, and how long it then took, with all its tasks.
 
     The other fields are those of `fedmt_flower.domain.round.TaskReport` and `TaskPlan`.
     """
@@ -63,6 +65,7 @@ class Entry:
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     evaluate_metrics: Mapping[str, float] = field(default_factory=dict)
     spans: tuple[Span, ...] = ()
+    arrived: float = 0.0
     waited_s: float = 0.0
     wall_s: float = 0.0
 
@@ -169,6 +172,7 @@ def _reported(done: FederationRound, answer: SiteAnswer, report: RoundReport) ->
             train_metrics=dict(task.train_metrics),
             evaluate_metrics=dict(task.evaluate_metrics),
             spans=tuple(span for span in report.timeline if span.task == task.task),
+            arrived=report.arrived,
             waited_s=report.waited_s,
             wall_s=report.wall_s,
         )

@@ -26,6 +26,7 @@ CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
 SUMMARY = "summary.json"
 TRACE = "trace.json"
+LOG = "log.txt"
 WEIGHTS = "weights"
 
 _T = TypeVar("_T")

@@ -52,6 +52,16 @@ class DataSettings:
     site_volumes: tuple[float, ...] = ()
     task_volumes: tuple[float, ...] = ()
 
+    def parameters(self, task: int) -> dict[str, Scalar]:
+        """What the data function of the task at place `task` is told, by the names of its parameters."""
+        largest = max(self.task_volumes, default=1.0)
+        return {
+            "partition": str(self.partition),
+            "alpha": self.alpha,
+            "site_volumes": ":".join(f"{volume:g}" for volume in self.site_volumes),
+            "volume": self.task_volumes[task] / largest if self.task_volumes else 1.0,
+        }
+
     def __post_init__(self) -> None:
         problems = []
         if not (math.isfinite(self.alpha) and self.alpha > 0):
@@ -193,7 +203,9 @@ def read_settings(
         raise ConfigError(*problems)
     return Settings(
         folder=Path(top.folder),
-        tasks=known,
+        tasks=tuple(
+            _sharing(task, data.parameters(place), federation.seed) for place, task in enumerate(known)
+        ),
         data=data,
         allocation=allocation,
         device=device,
@@ -223,6 +235,11 @@ def _read_task(name: str, node: Any, catalogue: Catalogue, problems: list[str]) 
     if isinstance(places, list):
         values["python_path"] = [str(Path(str(place)).absolute()) for place in places]
     return _read(Task, values, where, problems) if len(problems) == count else None
+
+
+def _sharing(task: Task, data: Mapping[str, Scalar], seed: int) -> Task:
+    """`task` with the way in which data is shared out, unless its own parameters say otherwise."""
+    return dataclasses.replace(task, parameters={**data, "partition_seed": seed, **task.parameters})
 
 
 def _volume_problems(data: DataSettings, tasks: int, sites: int) -> list[str]:

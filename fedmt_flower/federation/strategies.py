@@ -10,10 +10,24 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedmt_flower.errors import ConfigError, expected_one_of
-from fedmt_flower.federation.settings import StrategySettings
+from fedmt_flower.federation.settings import Settings, StrategySettings
 
 _LEAST = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 """Flower waits for two nodes by default; a task may be hosted by one, and the run waits for its sites."""
+
+
+def build_strategies(settings: Settings) -> dict[str, Strategy]:
+    """The strategy of every task; ConfigError with all that is wrong with any of them."""
+    made: dict[str, Strategy] = {}
+    problems: list[str] = []
+    for task in settings.tasks:
+        try:
+            made[task.name] = build_strategy(task.name, settings.federation.strategy_of(task.name))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return made
 
 
 def build_strategy(task: str, settings: StrategySettings) -> Strategy:

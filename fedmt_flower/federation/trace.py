@@ -13,12 +13,12 @@ _MICROSECONDS = 1e6
 def trace(lines: Sequence[Entry]) -> dict[str, Any]:
     """The trace of a run: a process per site, a thread per task, a slice per phase.
 
-    Times count from the start of the run's first round. A site's rounds are laid where its engine ran them:
-    sites that share a device appear one after another.
+    Times count from the moment when the run's first round reached a site, by the sites' own clocks. Sites
+    that share a device appear one after another.
     """
     sites = list(dict.fromkeys(entry.site for entry in lines))
     tasks = list(dict.fromkeys(entry.task for entry in lines))
-    begin = min((entry.started for entry in lines), default=0.0)
+    begin = min((entry.arrived for entry in lines if entry.spans), default=0.0)
     names: list[dict[str, Any]] = []
     for pid, site in enumerate(sites, start=1):
         names.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": f"site {site}"}})
@@ -33,7 +33,7 @@ def trace(lines: Sequence[Entry]) -> dict[str, Any]:
             "name": str(span.phase),
             "pid": sites.index(entry.site) + 1,
             "tid": tasks.index(entry.task) + 1,
-            "ts": (entry.started - begin + entry.waited_s + span.start_s) * _MICROSECONDS,
+            "ts": (entry.arrived - begin + span.start_s) * _MICROSECONDS,
             "dur": (span.end_s - span.start_s) * _MICROSECONDS,
             "args": {"round": entry.round, "budget %": entry.budget, "level": entry.level},
         }

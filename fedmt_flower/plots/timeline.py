@@ -32,17 +32,17 @@ def timeline_png(lines: Sequence[Entry]) -> bytes:
     ----------
     lines
         The entries of that round: a panel per site, a lane per task in its start order. Time runs from the
-        moment when the round reached the site.
+        moment when the site's turn on its device came.
     """
     sites = list(dict.fromkeys(entry.site for entry in lines))
     lanes = {site: _in_order([entry for entry in lines if entry.site == site]) for site in sites}
     heights = [_LANE_IN * (len(lanes[site]) + 0.9) for site in sites]
     figure = Figure(figsize=(_WIDTH_IN, sum(heights) + 1.3), layout="constrained", dpi=160)
     panels = figure.subplots(len(sites), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    end = max((span.end_s for entry in lines for span in entry.spans), default=1.0)
+    end = max((span.end_s - entry.waited_s for entry in lines for span in entry.spans), default=1.0)
     for site, axes in zip(sites, panels, strict=True):
         _draw_site(axes, site, lanes[site], end)
-    panels[-1].set_xlabel("seconds since the round reached the site")
+    panels[-1].set_xlabel("seconds since the site's turn on its device")
     first = lines[0]
     figure.suptitle(f"Round {first.round}: {_how(first)}", x=0.01, ha="left", fontsize=12, weight="bold")
     seen = {span.phase for entry in lines for span in entry.spans}
@@ -66,17 +66,17 @@ def _draw_site(axes: Axes, site: str, lanes: Sequence[Entry], end: float) -> Non
             axes.barh(
                 row,
                 span.end_s - span.start_s,
-                left=span.start_s,
+                left=span.start_s - entry.waited_s,
                 height=0.62,
                 color=colour,
                 edgecolor=colour,
                 linewidth=0.8,
             )
-        stop = max((span.end_s for span in entry.spans), default=0.0)
+        stop = max((span.end_s - entry.waited_s for span in entry.spans), default=0.0)
         axes.text(stop + 0.008 * end, row, _caption(entry), va="center", fontsize=8.5, color="#3b4048")
     axes.set_yticks(range(len(lanes)), [entry.task for entry in lanes])
     axes.set_ylim(len(lanes) - 0.4, -0.6)
-    axes.set_xlim(0, end * 1.3)
+    axes.set_xlim(0, end * 1.27)
     axes.set_title(f"{site}  ({lanes[0].wall_s:.1f} s)", loc="left", fontsize=10)
     axes.grid(axis="x", color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)

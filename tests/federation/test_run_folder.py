@@ -23,7 +23,8 @@ def entry(round_number: int = 1, site: str = "site-0", task: str = "digits") -> 
     return Entry(
         round=round_number,
         final=False,
-        started=1000.0 + 10 * round_number,
+        started=0.0,
+        arrived=1000.0 + 10 * round_number,
         site=site,
         task=task,
         status=Status.DONE,

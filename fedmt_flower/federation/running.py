@@ -1,0 +1,80 @@
+"""A configured federation: what its server does, and what its clients are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedmt_flower.device.contract import Weights
+from fedmt_flower.domain.history import FederationRound
+from fedmt_flower.errors import FederationError
+from fedmt_flower.federation.arrays import to_record, to_weights
+from fedmt_flower.federation.client import build_client_app
+from fedmt_flower.federation.settings import Settings
+from fedmt_flower.federation.sites import Site, site_of
+from fedmt_flower.federation.strategies import build_strategies
+from fedmt_flower.federation.strategy import FedMT
+
+_LOOK_EVERY_S = 0.2
+
+
+def federate(
+    grid: Grid, settings: Settings, on_round: Callable[[FederationRound], None]
+) -> dict[str, Weights]:
+    """Run a federation on the nodes of `grid`; the final weights of every task.
+
+    Raises
+    ------
+    ConfigError
+        If a strategy cannot be made.
+    FederationError
+        If too few sites connect, or no task was updated in any round.
+    TaskError
+        If a model cannot be built.
+    """
+    # Imports torch, which the clients of a simulation would pay for too.
+    from fedmt_flower.device.initial import initial_weights
+
+    federation = settings.federation
+    strategy = FedMT(build_strategies(settings), discover=True)
+    initial = {task.name: to_record(initial_weights(task, federation.seed)) for task in settings.tasks}
+    _wait_for_sites(grid, federation.sites, federation.timeout_s)
+    results = strategy.start(
+        grid,
+        initial,
+        num_rounds=federation.rounds,
+        timeout=federation.timeout_s,
+        on_round=on_round,
+    )
+    return {name: to_weights(result.arrays) for name, result in results.items()}
+
+
+def client_of(settings: Settings) -> ClientApp:
+    """The client app of every site of a federation."""
+    return build_client_app(lambda context: configured_site(context, settings))
+
+
+def configured_site(context: Context, settings: Settings) -> Site:
+    """The site that a node is in the federation of `settings`."""
+    return site_of(
+        context,
+        settings.tasks,
+        allocation=settings.allocation,
+        device=settings.device,
+        seed=settings.federation.seed,
+    )
+
+
+def _wait_for_sites(grid: Grid, wanted: int, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while (found := len(list(grid.get_node_ids()))) < wanted:
+        if time.monotonic() > deadline:
+            raise FederationError(
+                f"{found} of {wanted} sites connected within {timeout:g} s: start more SuperNodes, or set "
+                "federation.sites"
+            )
+        time.sleep(_LOOK_EVERY_S)

@@ -1,0 +1,158 @@
+"""A federation on this host alone: Flower's simulation on Ray, around one engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+
+from fedmt_flower.device.connection import connect
+from fedmt_flower.device.contract import Weights
+from fedmt_flower.domain.history import FederationRound
+from fedmt_flower.errors import FederationError
+from fedmt_flower.federation.running import client_of, federate
+from fedmt_flower.federation.settings import Settings
+
+_LEASE_S = 1.0
+"""This process is the engine's client for as long as the run takes; after it, nobody is expected."""
+_NOISY = ("flwr", "ray", "fedmt_flower")
+
+
+class Interrupted(Exception):
+    """The run was told to stop."""
+
+
+def simulate(
+    settings: Settings, log: Path, on_round: Callable[[FederationRound], None]
+) -> Mapping[str, Weights]:
+    """Run a federation of `settings.federation.sites` sites here; can be called again and again.
+
+    Parameters
+    ----------
+    settings
+        The federation.
+    log
+        File that what Flower, Ray and the package log is added to.
+    on_round
+        Called after each round, in another thread than the caller's.
+
+    Returns
+    -------
+    Mapping
+        The final weights, by task.
+
+    Raises
+    ------
+    FederationError
+        If Ray is not installed, or the federation cannot go on.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise FederationError(
+            "Flower's simulation needs Ray, which is not installed: pip install 'fedmt_flower[simulation]'"
+        )
+    results: dict[str, Weights] = {}
+    stop = threading.Event()
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        results.update(federate(_StoppableGrid(grid, stop), settings, on_round))
+
+    settings = replace(settings, device=replace(settings.device, idle_timeout_s=_LEASE_S))
+    # Ray hides the GPUs from its actors: the engine is started out here, and they find it.
+    engine = connect(settings.device)
+    try:
+        with _logged_to(log):
+            _run_simulation(server, client_of(settings), settings.federation.sites)
+    finally:
+        stop.set()
+        engine.close()
+    return results
+
+
+def _run_simulation(server: ServerApp, client: Any, sites: int) -> None:
+    from flwr.simulation import run_simulation
+
+    # The engine serves one site at a time: a second actor lets arrays travel while another site trains.
+    actors = min(2, sites)
+    run_simulation(
+        server_app=server,
+        client_app=client,
+        num_supernodes=sites,
+        backend_config={
+            "init_args": {"num_cpus": actors, "logging_level": logging.ERROR, "log_to_driver": False},
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        },
+    )
+
+
+class _StoppableGrid(Grid):
+    """A grid that raises Interrupted once told to: Flower lets its server thread run on after Ctrl-C."""
+
+    def __init__(self, grid: Grid, stop: threading.Event) -> None:
+        self._grid = grid
+        self._stop = stop
+
+    def set_run(self, *args: Any, **kwargs: Any) -> None:
+        self._grid.set_run(*args, **kwargs)
+
+    @property
+    def run(self) -> Any:
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_nodes(self) -> Any:
+        self._check()
+        return self._grid.get_nodes()
+
+    def get_node_ids(self) -> Iterable[int]:
+        self._check()
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._check()
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self._check()
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        self._check()
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise Interrupted("the run was told to stop")
+
+
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """Send what Flower, Ray and the package log to the file `path` instead of the terminal."""
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    before = [(logger.handlers[:], logger.propagate) for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.handlers, logger.propagate = [file], False
+        try:
+            yield
+        finally:
+            for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+                logger.handlers, logger.propagate = handlers, propagate
+            file.close()
