@@ -94,6 +94,15 @@ def markdown(result: Result) -> str:
     )
 
 
+def interval(measured: Spread | None, digits: int) -> str:
+    """A quantity with half the width of its 95 % interval, in Markdown; a dash if there is none."""
+    if measured is None:
+        return "–"
+    text = f"{measured.mean:.{digits}f}"
+    exact = measured.n < 2 or measured.deviation == 0
+    return text if exact else f"{text} ± {measured.half_width:.{digits}f}"
+
+
 def _together(
     samples: Sequence[Sample], setting: str, solos: Mapping[str, Repeats], alone: Sequence[int]
 ) -> Iterable[Row]:
@@ -179,22 +188,14 @@ def _header() -> list[str]:
 def _line(row: Row) -> str:
     cells = [
         row.scheme,
-        _with_interval(row.raw, 0),
-        _with_interval(row.fairness, 2),
-        _with_interval(row.smallest_share, 2),
+        interval(row.raw, 0),
+        interval(row.fairness, 2),
+        interval(row.smallest_share, 2),
         _per_cent(row.occupancy),
         _per_cent(row.utilisation),
-        *(_with_interval(measured, 0) for measured in row.throughput.values()),
+        *(interval(measured, 0) for measured in row.throughput.values()),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _with_interval(measured: Spread | None, digits: int) -> str:
-    if measured is None:
-        return "–"
-    text = f"{measured.mean:.{digits}f}"
-    exact = measured.n < 2 or measured.deviation == 0
-    return text if exact else f"{text} ± {measured.half_width:.{digits}f}"
 
 
 def _per_cent(value: float | None) -> str:

@@ -100,6 +100,13 @@ class Recorder:
         there = {(sample.cell, sample.repeat) for sample in self.samples}
         return all((cell, repeat) in there for cell in cells for repeat in range(repeats))
 
+    def clear(self) -> None:
+        """Forget every sample, for a benchmark whose samples mean something only all together."""
+        self.samples.clear()
+        with self._path.open("r+b") as file:
+            file.readline()
+            file.truncate()
+
     def discard(self) -> None:
         """Remove the file of samples, once they are in the benchmark's record."""
         self._path.unlink(missing_ok=True)

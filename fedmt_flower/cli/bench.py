@@ -88,7 +88,8 @@ def _show(result: Result) -> None:
         table.add_row(
             bar.name, f"{bar.goal:.4g}", f"{bar.value:.4g}", f"{low} … {high}", "yes" if bar.met else "NO"
         )
-    console.print(table)
+    if result.bars:
+        console.print(table)
     state = "complete" if result.complete else "not complete: run again with --resume"
     console.print(f"{result.name}: {state}, {result.seconds:.0f} s", highlight=False)
 

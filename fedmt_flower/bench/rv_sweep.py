@@ -1,0 +1,155 @@
+"""Throughput over the virtual resource R_v, equal budgets (Fig. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedmt_flower.bench.allocation_table import interval, repeats
+from fedmt_flower.bench.driver import Bench, usage_values
+from fedmt_flower.bench.mixes import BATCH, solo, synthetic_task
+from fedmt_flower.bench.result import Json, Result, Sample
+from fedmt_flower.bench.spread import Spread, spread
+from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.plots.curves import Curve, curves_png
+
+CLAIM = "moderate sharing beats both isolated and full sharing of the GPU"
+
+MIXES = {
+    "paper": ("D121", "V16", "M3"),
+    "alike, compute-bound": ("R101", "R50", "V16"),
+    "complementary": ("R101", "M3", "S2"),
+}
+"""The paper's three; three of a kind; one that computes and two that wait for launches and memory."""
+VIRTUAL_RESOURCES = (100, 133, 167, 200, 233, 267, 300)
+"""R_v in per cent, shared out equally."""
+
+
+def settings(quick: bool) -> dict[str, Json]:
+    """What the driver runs with."""
+    return {
+        "mixes": {name: list(models) for name, models in MIXES.items()},
+        "virtual_resources": [100, 300] if quick else list(VIRTUAL_RESOURCES),
+        "batch": 8 if quick else BATCH,
+        "repeats": 2 if quick else 5,
+        "quick": quick,
+    }
+
+
+def run(bench: Bench) -> bool:
+    """Take every sample, one mix after the other, and draw the curves."""
+    complete = True
+    mixes = list(MIXES)[:1] if bench.options.quick else list(MIXES)
+    with bench.profiler() as profiler:
+        for position, mix in enumerate(mixes):
+            complete &= _sweep(bench, profiler, mix, bench.recorder.left_s / (len(mixes) - position))
+            profiler.dismiss()
+    result_points = {mix: points(bench.recorder.samples, mix) for mix in mixes}
+    bench.picture(_picture(result_points))
+    bench.facts["best"] = {
+        mix: {"raw": _best(found, "raw"), "fairness": _best(found, "fairness")}
+        for mix, found in result_points.items()
+        if found
+    }
+    return complete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Equal budgets of one sum: `levels` is what they came to on the device."""
+
+    virtual_resource: int
+    levels: dict[str, int]
+    raw: Spread
+    fairness: Spread
+    smallest_share: Spread
+
+
+def points(samples: Sequence[Sample], mix: str) -> tuple[Point, ...]:
+    """The curve of one mix, from what repeats there are of it and of its tasks alone."""
+    models = MIXES[mix]
+    solos = {model: repeats(samples, f"{mix} | solo | {model}") for model in models}
+    found = []
+    for resource in VIRTUAL_RESOURCES:
+        taken = repeats(samples, f"{mix} | R_v | {resource}")
+        both = [r for r in taken if all(r in solo for solo in solos.values())]
+        if not both:
+            continue
+        shares = [[taken[r]["rates"][m] / solos[m][r]["rates"][m] for m in models] for r in both]
+        found.append(
+            Point(
+                virtual_resource=resource,
+                levels=taken[both[0]]["levels"],
+                raw=spread(sum(taken[r]["rates"].values()) for r in both),
+                fairness=spread(map(sum, shares)),
+                smallest_share=spread(map(min, shares)),
+            )
+        )
+    return tuple(found)
+
+
+def report(result: Result) -> str:
+    """A table for each mix, in Markdown; intervals are 95 % confidence."""
+    tables = []
+    for mix, models in MIXES.items():
+        found = points(result.samples, mix)
+        if not found:
+            continue
+        lines = [f"**{mix}: {' + '.join(models)}**, batch {result.settings['batch']}", ""]
+        lines += ["| R_v | SMs each | raw (samples/s) | P_f | smallest share |", "|---:|---:|---:|---:|---:|"]
+        lines += [
+            f"| {point.virtual_resource} % | {max(point.levels.values())} | {interval(point.raw, 0)} | "
+            f"{interval(point.fairness, 2)} | {interval(point.smallest_share, 2)} |"
+            for point in found
+        ]
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _sweep(bench: Bench, profiler: Profiler, mix: str, seconds: float) -> bool:
+    batch, quick = int(bench.settings["batch"]), bench.options.quick
+    tasks = {model: synthetic_task(model, batch, quick) for model in MIXES[mix]}
+    cells: dict[str, tuple[Probe, ...]] = {
+        f"{mix} | solo | {model}": (solo(profiler, task),) for model, task in tasks.items()
+    }
+    for resource in bench.settings["virtual_resources"]:
+        seat = profiler.seat(resource / len(tasks))
+        cells[f"{mix} | R_v | {resource}"] = tuple(Probe(task, seat) for task in tasks.values())
+    count = int(bench.settings["repeats"])
+    recorder = bench.recorder
+    if recorder.has_all(list(cells), count):
+        return True
+    profiler.prepare([probe for placed in cells.values() for probe in placed])
+    for cell, repeat in recorder.interleave(list(cells), count, seconds):
+        taken = profiler.measure(cells[cell])
+        values: dict[str, Json] = {
+            "rates": {p.task.name: round(rate, 1) for p, rate in zip(cells[cell], taken.rates, strict=True)},
+            "levels": {p.task.name: p.seat.level for p in cells[cell]},
+        }
+        recorder.add(cell, repeat, values | usage_values(taken.usage), taken.spoiled)
+    return recorder.has_all(list(cells), count)
+
+
+def _best(found: Sequence[Point], what: str) -> Json:
+    best = max(found, key=lambda point: getattr(point, what).mean)
+    return {"R_v": best.virtual_resource, "value": round(getattr(best, what).mean, 3)}
+
+
+def _picture(found: dict[str, tuple[Point, ...]]) -> bytes:
+    x = {mix: [point.virtual_resource for point in curve] for mix, curve in found.items()}
+    panels = {
+        "raw throughput Σ Pᵢ (samples/s)": [
+            Curve(label=mix, x=x[mix], y=[p.raw.mean for p in curve], half=[p.raw.half_width for p in curve])
+            for mix, curve in found.items()
+        ],
+        "fairness throughput P_f (Eq. 2)": [
+            Curve(
+                label=mix,
+                x=x[mix],
+                y=[p.fairness.mean for p in curve],
+                half=[p.fairness.half_width for p in curve],
+            )
+            for mix, curve in found.items()
+        ],
+    }
+    return curves_png(panels, x_label="virtual resource R_v (%)")
