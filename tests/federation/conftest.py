@@ -23,15 +23,15 @@ from fedmt_flower.federation.arrays import to_record
 
 TOYS = str(Path(__file__).parent / "toys")
 INLINE = DeviceSettings(backend=Backend.INLINE)
-Tamper = Callable[[Message], Message | None]
+Tamper = Callable[[Message, Message], Message | None]
 
 
 @dataclass
 class LocalGrid(Grid):
     """Answers each message, when replies are first asked for, by calling its node's ClientApp.
 
-    `tamper` may change or drop the replies of a node. `sent` and `received` are all messages that
-    travelled, `pulls` how often replies were asked for.
+    `tamper` is given what was sent to a node and its reply, which it may change or drop. `sent` and
+    `received` are all messages that travelled.
     """
 
     apps: dict[int, tuple[ClientApp, Context]] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class LocalGrid(Grid):
         except Exception as error:
             # In the very words of Flower's SuperNode.
             reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=arrived)
-        changed = self.tamper[node](reply) if node in self.tamper else reply
+        changed = self.tamper[node](message, reply) if node in self.tamper else reply
         return _travel(changed) if changed else None
 
 
