@@ -20,6 +20,8 @@ from fedmt_flower.planning.allocation import plan_round
 
 log = logging.getLogger(__name__)
 
+_WATCH_S = 0.1
+
 OnProgress = Callable[[Advanced], Awaitable[None]]
 OnUpdate = Callable[[str, int], Awaitable[None]]
 
@@ -63,6 +65,8 @@ class Round:
         self._backend = backend
         self._arrival = arrival
         self._spans: list[Span] = []
+        self._working: set[WorkerHandle] = set()
+        self._lost = ""
 
     async def run(self, on_progress: OnProgress, on_update: OnUpdate) -> RoundReport:
         """Run it to the end of its last task. Cancelled, it ends the workers that it occupies.
@@ -82,8 +86,12 @@ class Round:
             async with turns:
                 return await self._run_task(plan, on_progress, on_update)
 
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(take_turn(plan)) for plan in self.plan.tasks]
+        watching = asyncio.create_task(self._watch())
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [group.create_task(take_turn(plan)) for plan in self.plan.tasks]
+        finally:
+            watching.cancel()
         return RoundReport(
             site=self._order.site,
             round=self._order.round,
@@ -105,6 +113,7 @@ class Round:
                 asyncio.timeout(order.deadline_s),
                 self._pool.worker(order.run, assignment.task, self._seats[name]) as worker,
             ):
+                self._working.add(worker)
                 worker.budget = plan.budget
                 job = job_of(order, assignment, plan)
                 result, update = await worker.do(job, self._weights[name], on_progress)
@@ -113,7 +122,7 @@ class Round:
         except TaskError as error:
             cause = str(error)
         except EngineError as error:
-            cause = f"{self._where(name)}: {error}"
+            cause = f"{self._where(name)}: {self._lost or error}"
         else:
             if update is not None:
                 try:
@@ -132,6 +141,13 @@ class Round:
             level=self._seats[name].level,
             pid=0 if worker is None else worker.pid,
         )
+
+    async def _watch(self) -> None:
+        """End the workers if the device is lost to them: they might wait for it for ever."""
+        while not (reason := self._backend.lost()):
+            await asyncio.sleep(_WATCH_S)
+        self._lost = reason
+        await asyncio.gather(*(worker.end() for worker in self._working))
 
     def _where(self, task: str) -> str:
         return f"site {self._order.site!r}, task {task!r}"

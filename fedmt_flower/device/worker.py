@@ -71,11 +71,6 @@ def serve(channel: ToEngine) -> int:
                 channel.send(measurer.answer(order))
             case _:
                 break
-        if _is_lost(runtime.device):
-            log.error(
-                "the GPU no longer serves this process; it ends, and the task's next round has a new one"
-            )
-            return 1
     if begin.seat.device.startswith("cuda"):
         # MPS leaves undefined what becomes of other clients when one ends with work in flight.
         torch.cuda.synchronize()
@@ -94,24 +89,13 @@ def take_seat(seat: Seat) -> None:
     if not seat.device.startswith("cuda"):
         torch.set_num_threads(seat.level)
         return
+    torch.cuda.synchronize(seat.device)  # makes the context: only then does MPS count this process
     visible = torch.cuda.get_device_properties(seat.device).multi_processor_count
     if visible != seat.level:
         raise EngineError(
             f"{seat.device} shows {visible} multiprocessors, expected {seat.level}: "
             "the budget is not enforced; see `fedmt doctor`"
         )
-
-
-def _is_lost(device: torch.device) -> bool:
-    """Whether an error (a failed assertion, an illegal address, MPS gone) has ended this process's CUDA."""
-    if device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
-        log.exception("CUDA has ended")
-        return True
-    return False
 
 
 def _do(job: Job, file: int, runtime: TaskRuntime, channel: ToEngine) -> None:

@@ -34,6 +34,10 @@ class DeviceBackend(Protocol):
         """One line telling why no worker can go on; empty if they can."""
         ...
 
+    def lost(self) -> str:
+        """One line telling what workers at work have just lost; empty if nothing. Asked often, so cheap."""
+        ...
+
     def reopen(self) -> None:
         """Make the device ready anew, after the last worker has left; EngineError if it cannot be."""
         ...

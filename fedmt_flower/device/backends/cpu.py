@@ -47,6 +47,10 @@ class CpuBackend:
         """Always empty."""
         return ""
 
+    def lost(self) -> str:
+        """Always empty."""
+        return ""
+
     def reopen(self) -> None:
         """Nothing: CPUs do not fail."""
 

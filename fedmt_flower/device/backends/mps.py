@@ -134,10 +134,12 @@ class MpsBackend:
         """
         if self._control is None or seat.environment[_PIPE] != str(self._control.pipe):
             return
-        for server in self._control.servers():
-            if pid in self._control.clients(server):
-                self._server = server
-                return
+        for attempt in range(2):
+            for server in self._control.servers():
+                if pid in self._control.clients(server):
+                    self._server = server
+                    return
+            time.sleep(0.1 * (1 - attempt))
         raise EngineError(
             f"worker {pid} of GPU {self._index} runs outside MPS (its daemon does not list it as a client); "
             f"see {self._control.log}"
@@ -147,27 +149,30 @@ class MpsBackend:
         """One line telling why workers of this session cannot go on; empty if they can."""
         if self._control is None:
             return ""
+        where = f"GPU {self._index}; see {self._control.log}"
         try:
-            servers = self._control.servers()
-            if self._server and self._server not in servers:
-                return f"MPS server {self._server} of GPU {self._index} has ended; see {self._control.log}"
-            for server in servers:
-                status = self._control.status(server)
-                if status == "FAULT":
-                    return (
-                        f"MPS server {server} of GPU {self._index} reports a fault; see {self._control.log}"
-                    )
+            if self._server and self._server not in self._control.servers():
+                return f"MPS server {self._server} has ended on {where}"
+            if faulty := self._control.faulty():
+                return f"MPS server {faulty[0]} reports a fault on {where}"
         except DaemonError as error:
-            return f"MPS's control daemon of GPU {self._index} does not answer: {error}"
+            return f"MPS's control daemon does not answer ({error}) on {where}"
+        return ""
+
+    def lost(self) -> str:
+        """Tell if the server that the workers' contexts live in has ended: calls into CUDA may then hang."""
+        if self._server and not _is_running(self._server):
+            return f"MPS server {self._server} has ended on GPU {self._index}, in the midst of work"
         return ""
 
     def reopen(self) -> None:
         """Begin the session anew, after the last worker has left; EngineError if that does not work."""
         self._server = 0
-        if self._control is not None:
+        if self._control is not None and not self._control.recovers(patience_s=1.0):
             self._control.stop()
             self._control = None
-        self.open()
+        if self._control is None:
+            self.open()
 
     def evict(self, pid: int) -> None:
         """Take the client `pid` from the GPU before it is killed.
@@ -177,7 +182,7 @@ class MpsBackend:
         if self._control is None or not self._server:
             return
         try:
-            self._control.ask(f"terminate_client {self._server} {pid}")
+            self._control.ask(f"terminate_client {self._server} {pid}", timeout_s=2.0)
         except DaemonError as error:
             log.warning("GPU %d: MPS could not end its client %d: %s", self._index, pid, error)
 
@@ -274,9 +279,21 @@ class Control:
         """Process ids of a server's clients."""
         return parse_pids(self.ask(f"get_client_list {server}"))
 
-    def status(self, server: int) -> str:
-        """``INITIALIZING``, ``ACTIVE`` or ``FAULT``."""
-        return self.ask(f"get_server_status {server}").split()[-1].upper()
+    def faulty(self) -> tuple[int, ...]:
+        """The servers that wait, after a fatal fault, for their last client to leave."""
+        return tuple(s for s in self.servers() if "FAULT" in self.ask(f"get_server_status {s}").upper())
+
+    def recovers(self, patience_s: float) -> bool:
+        """Whether, within `patience_s` seconds, the daemon answers and no server of its is faulty."""
+        deadline = time.monotonic() + patience_s
+        try:
+            while self.faulty():
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
+        except DaemonError:
+            return False
+        return True
 
     def stop(self) -> None:
         """Leave the daemon as it is: it is somebody else's."""
@@ -374,17 +391,18 @@ def _processes_in(pipe: Path) -> list[psutil.Process]:
 def _end(processes: list[psutil.Process], patience_s: float) -> None:
     """Wait until `processes` have ended by themselves; end those that have not after `patience_s`."""
     deadline = time.monotonic() + patience_s
-    while any(map(_runs, processes)) and time.monotonic() < deadline:
+    while any(_is_running(process.pid) for process in processes) and time.monotonic() < deadline:
         time.sleep(0.02)
-    for process in filter(_runs, processes):
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
+    for process in processes:
+        if _is_running(process.pid):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:  # it was faster
+                continue
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(pid: int) -> bool:
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

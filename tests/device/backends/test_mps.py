@@ -223,13 +223,13 @@ def test_the_end_of_server_or_daemon_is_noticed_and_mended(programs: Path, tmp_p
     (pipe / "get_client_list").write_text("811\n")
     backend.welcome(811, backend.seat(100, Sharing.CAPPED))
     (pipe / "get_server_status").write_text("FAULT\n")
-    assert "MPS server 700 of GPU 0 reports a fault" in backend.healthy()
+    assert "MPS server 700 reports a fault on GPU 0" in backend.healthy()
     (pipe / "get_server_status").write_text("ACTIVE\n")
     assert backend.healthy() == ""
     (pipe / "get_server_list").write_text("")
-    assert "MPS server 700 of GPU 0 has ended" in backend.healthy()
+    assert "MPS server 700 has ended on GPU 0" in backend.healthy()
     os.kill(int((pipe / "nvidia-cuda-mps-control.pid").read_text()), signal.SIGKILL)
-    assert "control daemon of GPU 0 does not answer" in backend.healthy()
+    assert "control daemon does not answer" in backend.healthy()
     backend.reopen()
     assert backend.healthy() == ""
     backend.close()
@@ -277,3 +277,30 @@ def test_a_path_too_long_for_a_socket_is_told_beforehand(
         backend.open()
     assert backend.name == "timeslice"
     assert "too long for MPS's sockets" in caplog.text
+
+
+def test_the_end_of_the_server_is_seen_in_the_midst_of_work(programs: Path, tmp_path: Path) -> None:
+    backend = MpsBackend(0, tmp_path)
+    backend.open()
+    assert backend.lost() == ""
+    with subprocess.Popen(["sleep", "60"]) as server:
+        pipe = tmp_path / "mps/pipe"
+        (pipe / "get_server_list").write_text(f"{server.pid}\n")
+        (pipe / "get_client_list").write_text("811\n")
+        backend.welcome(811, backend.seat(100, Sharing.CAPPED))
+        assert backend.lost() == ""
+        server.kill()
+        deadline = time.monotonic() + 5
+        while not backend.lost():
+            assert time.monotonic() < deadline
+    assert f"MPS server {server.pid} has ended on GPU 0" in backend.lost()
+    backend.close()
+
+
+def test_a_session_whose_daemon_lives_is_taken_up_without_a_new_one(programs: Path, tmp_path: Path) -> None:
+    backend = MpsBackend(0, tmp_path)
+    backend.open()
+    daemon = (tmp_path / "mps/pipe/nvidia-cuda-mps-control.pid").read_text()
+    backend.reopen()
+    assert (tmp_path / "mps/pipe/nvidia-cuda-mps-control.pid").read_text() == daemon
+    backend.close()
