@@ -43,8 +43,8 @@ from fedmt_flower.errors import EngineError, FedMTError, ProtocolError, TaskErro
 log = logging.getLogger(__name__)
 
 _RUN = "profile"
-_LEAD_S = 0.03
-"""From an order to its start: time for it to reach every worker."""
+_LEAD_S = 0.3
+"""From an order to its start: time for it to reach every worker, and for a step that takes memory again."""
 _TRACE_LEAD_S = 0.5
 """The same where a profiler must be started first."""
 _GRACE_S = 10.0
