@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,11 @@ from fedmt_flower.bench.result import Bar, Json, Machine, Result, installed, sav
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.backends.cpu import CpuBackend
 from fedmt_flower.device.backends.mps import MpsBackend
+from fedmt_flower.device.client import EngineClient
+from fedmt_flower.device.connection import connect
 from fedmt_flower.device.profiling import Profiler, Window
 from fedmt_flower.device.telemetry import Usage
-from fedmt_flower.domain.device import Backend
+from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.errors import ConfigError, expected_one_of
 
 DRIVERS = {
@@ -130,6 +133,30 @@ class Bench:
                 self.facts["backend"] = backend.name
                 self.facts["telemetry lacks"] = profiler.telemetry.lacks
                 yield profiler
+
+    @contextmanager
+    def engine(self) -> Iterator[EngineClient]:
+        """An engine of the benchmark's own, in a home of its own; ended, with its workers, afterwards."""
+        settings = DeviceSettings(
+            backend=self.options.backend, index=self.options.index, idle_timeout_s=120.0
+        )
+        before = os.environ.get("FEDMT_HOME")
+        with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
+            os.environ["FEDMT_HOME"] = directory
+            try:
+                client = connect(settings)
+                if not isinstance(client, EngineClient):
+                    raise ConfigError(f"backend {settings.backend}: a benchmark needs an engine of its own")
+                self.facts["backend"] = client.backend
+                try:
+                    yield client
+                finally:
+                    client.stop()
+            finally:
+                if before is None:
+                    del os.environ["FEDMT_HOME"]
+                else:
+                    os.environ["FEDMT_HOME"] = before
 
     def backend(self, directory: Path) -> DeviceBackend:
         """The benchmark's device, not yet open."""

@@ -17,7 +17,7 @@ from fedmt_flower.device.contract import Progress, Weights
 from fedmt_flower.device.faults import describe
 from fedmt_flower.device.job import Job, JobResult, Stretch
 from fedmt_flower.device.metrics import read_metrics
-from fedmt_flower.device.seeding import seed_everything, seed_sequence
+from fedmt_flower.device.seeding import choose_kernels, seed_everything, seed_sequence
 from fedmt_flower.device.splits import Splits, SplitsCache
 from fedmt_flower.device.trainer import Loop, Objective, SteppedTrainer, evaluate_by
 from fedmt_flower.device.weights import WeightCourier, state_of
@@ -28,6 +28,8 @@ from fedmt_flower.errors import TaskError
 OnProgress = Callable[[Progress], None]
 _ROUND_KEYS = frozenset({"round", "server_round", "server-round"})
 _PROGRESS_EVERY_S = 0.2
+_DETERMINISTIC = "deterministic"
+"""A hyperparameter of every task: true takes only kernels that give the same bits each time."""
 
 
 class TaskRuntime:
@@ -269,6 +271,8 @@ class _Round:
     def _known(self) -> dict[str, Any]:
         """Seed the generators; give the values that train and evaluate may ask for by name."""
         job = self.job
+        if _DETERMINISTIC in job.parameters:
+            choose_kernels(bool(job.parameters[_DETERMINISTIC]))
         seed = seed_everything(seed_sequence(job.seed, job.round, job.site, self.runtime.task.name))
         fixed: dict[str, Any] = {"seed": seed, "round": job.round, "site": job.site}
         config = fixed | dict(job.parameters)

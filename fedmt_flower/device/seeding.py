@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,17 @@ def seed_everything(stream: np.random.SeedSequence) -> int:
     np.random.seed(small)
     random.seed(int(large[0]))
     return int(small[0])
+
+
+def choose_kernels(deterministic: bool) -> None:
+    """Have torch use only kernels that give the same bits every time, or whichever are fast.
+
+    An operation that has no such kernel then raises RuntimeError.
+    """
+    if deterministic:
+        # cuBLAS reads it when it first starts in this process.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
 
 
 @contextmanager
