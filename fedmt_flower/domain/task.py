@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
 from fedmt_flower.errors import ConfigError
 
@@ -106,6 +107,45 @@ class Task:
             problems.append(f"task {self.name!r}: give `train` (whole-call) or `trainer` (stepped), not both")
         if problems:
             raise ConfigError(*problems)
+
+    @classmethod
+    def in_module(
+        cls,
+        name: str,
+        module: str,
+        *,
+        model: str = "Net",
+        data: str = "load_data",
+        train: str = "train",
+        evaluate: str = "test",
+        parameters: Mapping[str, Scalar] | None = None,
+    ) -> Self:
+        """The whole-call task that a Flower app of the usual shape has in one module.
+
+        Parameters
+        ----------
+        name
+            The task's name.
+        module
+            Import path of the module, such as ``digits.task``.
+        model, data, train, evaluate
+            Names in `module`; those that Flower's own app templates use are the defaults.
+        parameters
+            See the class.
+
+        Raises
+        ------
+        ConfigError
+            As the class does.
+        """
+        return cls(
+            name=name,
+            model=f"{module}:{model}",
+            data=f"{module}:{data}",
+            train=f"{module}:{train}",
+            evaluate=f"{module}:{evaluate}",
+            parameters=parameters or {},
+        )
 
     @property
     def kind(self) -> TaskKind:

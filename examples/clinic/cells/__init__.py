@@ -1,0 +1,1 @@
+"""cells: a Flower app that tells malignant cells from benign ones."""

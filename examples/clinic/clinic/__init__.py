@@ -1,0 +1,1 @@
+"""clinic: the wine app, of the older kind, and the cells app as one federation."""

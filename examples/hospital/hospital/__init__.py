@@ -1,0 +1,1 @@
+"""hospital: the digits and the cells app as one federation."""

@@ -1,0 +1,1 @@
+"""A federation of several tasks, to copy and to change."""
