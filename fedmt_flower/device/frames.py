@@ -58,6 +58,10 @@ class Rehearse(Frame, frozen=True, kw_only=True):
     autotune: bool
 
 
+class Rest(Frame, frozen=True, kw_only=True):
+    """To a rehearsed worker: give memory back until the next rehearsal, which need not be set up again."""
+
+
 class Measure(Frame, frozen=True, kw_only=True):
     """To a rehearsed worker: take steps from `start` to `end`, moments of the monotonic clock."""
 
@@ -113,6 +117,10 @@ class Rehearsed(Frame, frozen=True, kw_only=True):
     seconds: float
     memory_bytes: int
     numerics: dict[str, bool]
+
+
+class Rested(Frame, frozen=True, kw_only=True):
+    """From a worker: it holds no memory that its next step could take again."""
 
 
 class Measured(Frame, frozen=True, kw_only=True):
@@ -204,8 +212,8 @@ class EngineStatus(Frame, frozen=True, kw_only=True):
 
 ToZygote = msgspec.json.Decoder(Fork)
 FromZygote: msgspec.json.Decoder[Loaded | Forked | Failed] = msgspec.json.Decoder(Loaded | Forked | Failed)
-Orders = Begin | Do | Rehearse | Measure | Cover | Trace | Leave
-Answers = Ready | Advanced | Done | Rehearsed | Measured | Covered | Traced | Failed
+Orders = Begin | Do | Rehearse | Rest | Measure | Cover | Trace | Leave
+Answers = Ready | Advanced | Done | Rehearsed | Rested | Measured | Covered | Traced | Failed
 ToWorker: msgspec.json.Decoder[Orders] = msgspec.json.Decoder(Orders)
 FromWorker: msgspec.json.Decoder[Answers] = msgspec.json.Decoder(Answers)
 FromClient: msgspec.json.Decoder[Hello | Run | Inquire] = msgspec.json.Decoder(Hello | Run | Inquire)

@@ -19,6 +19,8 @@ from fedmt_flower.device.frames import (
     Measured,
     Rehearse,
     Rehearsed,
+    Rest,
+    Rested,
     Trace,
     Traced,
 )
@@ -36,16 +38,19 @@ _LONGEST_NAME = 64
 """Characters of a kernel's name that are kept: template arguments go on for hundreds."""
 
 
+Order = Rehearse | Rest | Measure | Cover | Trace
+Answer = Rehearsed | Rested | Measured | Covered | Traced
+
+
 class Measurer:
     """Does what the frames for measuring ask for, in the worker whose task `runtime` runs."""
 
     def __init__(self, runtime: TaskRuntime) -> None:
         self._runtime = runtime
         self._stepper: Stepper | None = None
+        self._job: Job | None = None
 
-    def answer(
-        self, order: Rehearse | Measure | Cover | Trace
-    ) -> Rehearsed | Measured | Covered | Traced | Failed:
+    def answer(self, order: Order) -> Answer | Failed:
         """What came of `order`; a failure is one line, its traceback goes to the log."""
         try:
             return self._do(order)
@@ -55,35 +60,32 @@ class Measurer:
             text = str(error) if isinstance(error, TaskError) else f"task {task!r}: {describe(error)}"
             return Failed(error=text)
 
-    def _do(self, order: Rehearse | Measure | Cover | Trace) -> Rehearsed | Measured | Covered | Traced:
+    def _do(self, order: Order) -> Answer:
         if isinstance(order, Rehearse):
             return self._rehearse(order)
         if self._stepper is None:
             raise TaskError(f"task {self._runtime.task.name!r}: asked to measure before any rehearsal")
-        self._stepper.rehearse(1)
-        try:
-            match order:
-                case Measure(start=start, end=end):
-                    return Measured(steps=self._stepper.during(start, end))
-                case Cover(start=start, samples=samples):
-                    begun, ended = self._stepper.over(start, samples)
-                    return Covered(begun=begun, ended=ended)
-                case Trace(start=start, end=end):
-                    return Traced(kernels=self._stepper.traced(start, end))
-        finally:
-            self._release()
+        match order:
+            case Rest():
+                return self._rest()
+            case Measure(start=start, end=end):
+                return Measured(steps=self._stepper.during(start, end))
+            case Cover(start=start, samples=samples):
+                begun, ended = self._stepper.over(start, samples)
+                return Covered(begun=begun, ended=ended)
+            case Trace(start=start, end=end):
+                return Traced(kernels=self._stepper.traced(start, end))
 
     def _rehearse(self, order: Rehearse) -> Rehearsed:
         began = time.monotonic()
         torch.backends.cudnn.benchmark = order.autotune
-        self._stepper = Stepper(self._runtime, order.job)
+        if self._stepper is None or self._job != order.job:
+            self._stepper, self._job = Stepper(self._runtime, order.job), order.job
         self._stepper.rehearse(order.steps)
         on_gpu = self._runtime.device.type == "cuda"
-        memory_bytes = torch.cuda.max_memory_reserved() if on_gpu else 0
-        self._release()
         return Rehearsed(
             seconds=time.monotonic() - began,
-            memory_bytes=memory_bytes,
+            memory_bytes=torch.cuda.max_memory_reserved() if on_gpu else 0,
             numerics={
                 "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
                 "matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
@@ -92,14 +94,10 @@ class Measurer:
             },
         )
 
-    def _release(self) -> None:
-        """Give back what PyTorch's allocator keeps for the next step: up to 7 GB for ResNet-101.
-
-        Eighteen idle workers would else hold more than a card of 80 GB has. The step before each
-        measurement takes it again, outside of the time that counts.
-        """
+    def _rest(self) -> Rested:
         if self._runtime.device.type == "cuda":
             torch.cuda.empty_cache()
+        return Rested()
 
 
 class Stepper:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -26,6 +26,8 @@ from fedmt_flower.device.frames import (
     Measured,
     Rehearse,
     Rehearsed,
+    Rest,
+    Rested,
     Trace,
     Traced,
 )
@@ -43,14 +45,20 @@ from fedmt_flower.errors import EngineError, FedMTError, ProtocolError, TaskErro
 log = logging.getLogger(__name__)
 
 _RUN = "profile"
-_LEAD_S = 0.3
-"""From an order to its start: time for it to reach every worker, and for a step that takes memory again."""
+_LEAD_S = 0.03
+"""From an order to its start: time for it to reach every worker."""
 _TRACE_LEAD_S = 0.5
 """The same where a profiler must be started first."""
 _GRACE_S = 10.0
 _LONGEST_ROUND_S = 300.0
 _REHEARSAL = 4
 """Steps before a worker counts as warm: memory is held and kernels are chosen after two."""
+_WAKING = 2
+"""Steps after which a worker that rested holds its memory again."""
+_STARTING = 6
+"""Workers that may start at once: each may hold, until it rests, what its task needs (ResNet-101: 7 GB)."""
+_FILL = 0.93
+"""Part of the device's memory that is used; the rest is for what nobody accounts for."""
 _ENDLESS = 1_000_000
 """Epochs, so that steps do not end by themselves."""
 
@@ -172,6 +180,10 @@ class Profiler:
         self._attempts = attempts
         self._hertz = hertz
         self._workers: dict[str, WorkerHandle] = {}
+        self._probes: dict[str, Probe] = {}
+        self._needs: dict[str, int] = {}
+        self._awake: dict[str, int] = {}
+        self._others = 0
         self._lengths: dict[tuple[str, ...], float] = {}
         self._closing = ExitStack()
 
@@ -204,12 +216,21 @@ class Profiler:
             If a worker cannot be started or its task cannot be trained.
         """
         missing = {probe.key: probe for probe in probes if not self._is_warm(probe)}
-        return dict(zip(missing, self._runner.run(self._warm_all(missing.values())), strict=True))
+        if not missing:
+            return {}
+        for key in missing:
+            self._awake.pop(key, None)
+        said = dict(zip(missing, self._runner.run(self._warm_all(missing.values())), strict=True))
+        self._needs |= {key: answer.memory_bytes for key, answer in said.items()}
+        self._others = self.telemetry.fresh().memory_bytes - sum(self._awake.values())
+        return said
 
     def dismiss(self, keep: Sequence[Probe] = ()) -> None:
         """Let the workers go, but for those of `keep`: their memory is free again after this."""
         kept = {probe.key for probe in keep}
-        leaving = [self._workers.pop(key) for key in tuple(self._workers) if key not in kept]
+        going = [key for key in self._workers if key not in kept]
+        leaving = [self._workers.pop(key) for key in going]
+        self._awake = {key: held for key, held in self._awake.items() if key in kept}
 
         async def leave() -> None:
             await asyncio.gather(*(worker.leave() for worker in leaving))
@@ -234,7 +255,7 @@ class Profiler:
 
     def trace(self, probes: Sequence[Probe], seconds: float) -> tuple[float, tuple[tuple[Kernel, ...], ...]]:
         """The kernels of `probes` running together for `seconds`, and the start of that on their clock."""
-        self.prepare(probes)
+        self._ready(probes)
         # The first trace in a process sets up CUPTI, which takes a second and must not be in the picture.
         for length in (0.01, seconds):
             start = time.monotonic() + _TRACE_LEAD_S
@@ -289,8 +310,8 @@ class Profiler:
     def _retry(self, probes: Sequence[Probe], take: Callable[[], _Taken]) -> _Taken:
         spoiled: list[str] = []
         while True:
-            self.prepare(probes)
             try:
+                self._ready(probes)
                 return replace(take(), spoiled=tuple(spoiled))
             except Spoiled as error:
                 spoiled.append(str(error))
@@ -299,26 +320,42 @@ class Profiler:
                     raise EngineError(f"spoiled {len(spoiled)} times in a row; last: {error}") from error
                 self._runner.run(self._pool.refresh())
 
+    def _ready(self, probes: Sequence[Probe]) -> None:
+        self.prepare(probes)
+        self._runner.run(self._wake(probes))
+
+    def _rehearsal(self, probe: Probe, steps: int) -> Rehearse:
+        parameters = {**probe.task.parameters, "epochs": _ENDLESS}
+        job = Job(site=_RUN, round=0, seed=0, mode=Mode.TRAIN, parameters=parameters)
+        return Rehearse(job=job, steps=steps, autotune=self._autotune)
+
+    async def _wake(self, probes: Sequence[Probe]) -> None:
+        """Have `probes` hold the memory of their steps; those that have long not been used rest for it."""
+        asleep = [probe for probe in probes if probe.key not in self._awake]
+        needed = sum(self._needs[probe.key] for probe in asleep)
+        usable = int(_FILL * self.telemetry.capacity_bytes) - self._others
+        for key in to_rest(self._awake, {probe.key for probe in probes}, needed, usable):
+            del self._awake[key]
+            await self._ask(self._probes[key], Rest(), Rested, _GRACE_S)
+        await self._ask_all([(p, self._rehearsal(p, _WAKING)) for p in asleep], Rehearsed, _GRACE_S)
+        # Last used, last to rest.
+        self._awake |= {probe.key: self._awake.pop(probe.key, self._needs[probe.key]) for probe in probes}
+
     def _is_warm(self, probe: Probe) -> bool:
         worker = self._workers.get(probe.key)
         return worker is not None and not worker.ended.done()
 
     async def _warm_all(self, probes: Iterable[Probe]) -> list[Rehearsed]:
-        turns = asyncio.Semaphore(os.cpu_count() or 1)
+        turns = asyncio.Semaphore(min(_STARTING, os.cpu_count() or 1))
 
         async def warm(probe: Probe) -> Rehearsed:
             async with turns:
                 worker = await self._pool.acquire(_RUN, probe.task, probe.seat)
-                self._workers[probe.key] = worker
-                job = Job(
-                    site=_RUN,
-                    round=0,
-                    seed=0,
-                    mode=Mode.TRAIN,
-                    parameters={**probe.task.parameters, "epochs": _ENDLESS},
+                self._workers[probe.key], self._probes[probe.key] = worker, probe
+                answer = await self._ask(
+                    probe, self._rehearsal(probe, _REHEARSAL), Rehearsed, patience_s=120.0
                 )
-                order = Rehearse(job=job, steps=_REHEARSAL, autotune=self._autotune)
-                (answer,) = await self._ask_all([(probe, order)], Rehearsed, patience_s=120.0)
+                await self._ask(probe, Rest(), Rested, _GRACE_S)
                 return answer
 
         try:
@@ -345,14 +382,39 @@ class Profiler:
             async with asyncio.timeout(patience_s):
                 answer = await worker.ask(order)
         except TimeoutError as error:
-            await self._pool.discard(worker)
+            await self._drop(probe)
             raise Spoiled(f"{probe.task.name} stalled: no answer within {patience_s:.0f} s") from error
         except (TaskError, EngineError) as error:
-            await self._pool.discard(worker)
+            await self._drop(probe)
             raise Spoiled(str(error)) from error
         if not isinstance(answer, expected):
             raise ProtocolError(f"worker {worker.pid} answered {answer}, expected {expected.__name__}")
         return answer
+
+    async def _drop(self, probe: Probe) -> None:
+        self._awake.pop(probe.key, None)
+        await self._pool.discard(self._workers.pop(probe.key))
+
+
+def to_rest(awake: Mapping[str, int], wanted: Set[str], needed: int, usable: int) -> tuple[str, ...]:
+    """Which workers give their memory back, so that `needed` bytes more fit in `usable`.
+
+    Parameters
+    ----------
+    awake
+        What each worker holds, in bytes, the longest unused first.
+    wanted
+        Those that must go on.
+    """
+    resting: list[str] = []
+    held = sum(awake.values())
+    for key, bytes_ in awake.items():
+        if held + needed <= usable:
+            break
+        if key not in wanted:
+            resting.append(key)
+            held -= bytes_
+    return tuple(resting)
 
 
 def _rate(steps: Sequence[Step]) -> float:

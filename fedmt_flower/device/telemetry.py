@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
@@ -82,6 +83,8 @@ class Source(Protocol):
     """Where readings come from; `lacks` tells in one line what cannot be had there."""
 
     lacks: str
+    capacity_bytes: int
+    """All the memory that the device has."""
 
     def read(self) -> Reading:
         """A reading of this moment."""
@@ -98,6 +101,7 @@ class Host:
     lacks = "SM occupancy, energy and clocks are a GPU's"
 
     def __init__(self) -> None:
+        self.capacity_bytes = int(psutil.virtual_memory().total)
         psutil.cpu_percent()  # its first answer has nothing to compare with
 
     def read(self) -> Reading:
@@ -126,6 +130,7 @@ class Nvml:
         self._closing = ExitStack()
         self._library = self._closing.enter_context(facts.nvml())
         self._handle = self._library.nvmlDeviceGetHandleByIndex(index)
+        self.capacity_bytes = int(self._library.nvmlDeviceGetMemoryInfo(self._handle).total)
         self._window_s = window_s
         self._samples: deque[tuple[float, object]] = deque()
         try:
@@ -191,6 +196,7 @@ class Sampler:
 
     def __init__(self, source: Source, hertz: float = 30.0) -> None:
         self.lacks = source.lacks
+        self.capacity_bytes = source.capacity_bytes
         self._source = source
         self._period_s = 1 / hertz
         self._readings: list[Reading] = []
@@ -212,6 +218,13 @@ class Sampler:
         if self._error is not None:
             raise self._error
         return tuple(reading for reading in tuple(self._readings) if start <= reading.at <= end)
+
+    def fresh(self) -> Reading:
+        """A reading taken after this call."""
+        now = time.monotonic()
+        while not (later := self.readings(now, math.inf)):
+            time.sleep(self._period_s / 4)
+        return later[0]
 
     def usage(self, start: float, end: float) -> Usage:
         """The device between two moments of the monotonic clock."""

@@ -27,6 +27,7 @@ from fedmt_flower.device.frames import (
     Orders,
     Ready,
     Rehearse,
+    Rest,
     Trace,
 )
 from fedmt_flower.device.job import Job
@@ -67,7 +68,7 @@ def serve(channel: ToEngine) -> int:
         match received.frame:
             case Do(job=job):
                 _do(job, received.fds[0], runtime, channel)
-            case Rehearse() | Measure() | Cover() | Trace() as order:
+            case Rehearse() | Rest() | Measure() | Cover() | Trace() as order:
                 channel.send(measurer.answer(order))
             case _:
                 break
