@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ import msgspec
 
 from fedmt_flower.device.backends import device_name, make_backend
 from fedmt_flower.device.home import EngineBusy, Home
+from fedmt_flower.device.prctl import TELL_WHERE
 from fedmt_flower.device.server import Server
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.errors import EngineError
@@ -75,6 +77,7 @@ def serve(settings: DeviceSettings, announce: Callable[[], None], *, to_log: boo
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
         )
+        faulthandler.register(TELL_WHERE)
         server = Server(make_backend(settings, home.path), home, settings.idle_timeout_s)
         asyncio.run(server.run(announce))
 

@@ -144,10 +144,13 @@ class Pool:
         await asyncio.gather(*(self._dismiss(worker) for worker in going))
 
     async def _fork(self, run: str, task: Task, seat: Seat) -> WorkerHandle:
-        self._prune_logs()
         path = self._directory / f"{task.name}-{next(self._serial)}.log"
+        try:
+            self._prune_logs()
+            output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        except OSError as error:
+            raise EngineError(f"no log can be written for a worker of {task.name!r}: {error}") from error
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         forking = asyncio.ensure_future(self._zygote.fork(theirs, output))
         try:
             # A fork under way cannot be called back, and its worker must have a handle to be ended by.

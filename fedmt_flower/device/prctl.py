@@ -6,6 +6,9 @@ import ctypes
 import os
 import signal
 
+TELL_WHERE = signal.SIGUSR2
+"""Signal at which an engine or a worker writes to its log where each of its threads is."""
+
 _SET_PARENT_DEATH_SIGNAL = 1
 _SET_CHILD_SUBREAPER = 36
 

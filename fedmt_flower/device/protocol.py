@@ -177,20 +177,36 @@ class AsyncChannel(_Connection[T]):
     async def send(self, frame: object, fds: Sequence[int] = (), patience_s: float = 30.0) -> None:
         """Send a frame, after those that other coroutines are sending.
 
+        Cancelled, it still sends the rest of a frame that it has begun.
+
         Raises
         ------
         OSError
-            If the peer has gone, or (TimeoutError) has not read for `patience_s` seconds.
+            If the peer has gone, or (TimeoutError) does not read for `patience_s` seconds: that ends the
+            conversation.
         """
-        rest = memoryview(encode(frame, len(fds)))
-        async with asyncio.timeout(patience_s), self._sending:
-            while rest:
-                try:
-                    sent = socket.send_fds(self.sock, [rest], fds) if fds else self.sock.send(rest)
-                except BlockingIOError:
-                    await ready(self.sock.fileno(), write=True)
-                else:
-                    rest, fds = rest[sent:], ()
+        data = encode(frame, len(fds))
+        # The caller may close its descriptors before a frame that it no longer waits for is sent.
+        await asyncio.shield(self._send(data, [os.dup(fd) for fd in fds], patience_s))
+
+    async def _send(self, data: bytes, copies: Sequence[int], patience_s: float) -> None:
+        rest, fds = memoryview(data), copies
+        try:
+            async with self._sending:
+                while rest:
+                    try:
+                        sent = socket.send_fds(self.sock, [rest], fds) if fds else self.sock.send(rest)
+                    except BlockingIOError:
+                        async with asyncio.timeout(patience_s):
+                            await ready(self.sock.fileno(), write=True)
+                    else:
+                        rest, fds = rest[sent:], ()
+        except TimeoutError:
+            self.hang_up()
+            raise
+        finally:
+            for fd in copies:
+                os.close(fd)
 
     async def receive(self) -> Received[T] | None:
         """The next frame, or None when the peer has closed its end; ProtocolError as `Channel.receive`.
@@ -204,6 +220,16 @@ class AsyncChannel(_Connection[T]):
             except BlockingIOError:
                 await ready(self.sock.fileno())
         return self._arrived.popleft()
+
+    async def left(self) -> None:
+        """Return once the peer has hung up; if it says something first, never. Takes nothing in."""
+        await ready(self.sock.fileno())
+        try:
+            said = self.sock.recv(1, socket.MSG_PEEK)
+        except ConnectionError:
+            return
+        if said:
+            await asyncio.get_running_loop().create_future()
 
 
 async def ready(fd: int, *, write: bool = False) -> None:

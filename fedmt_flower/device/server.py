@@ -138,7 +138,9 @@ class Server:
             await ready(listener.fileno())
             try:
                 sock, _ = listener.accept()
-            except BlockingIOError:
+            except OSError as error:  # it has gone again, or this process has too many files open
+                log.warning("client not accepted: %s", error)
+                await asyncio.sleep(0.1)
                 continue
             client = asyncio.create_task(self._serve(AsyncChannel(sock, FromClient)))
             self._clients.add(client)
@@ -199,19 +201,17 @@ class Server:
     async def _serve_round(self, client: Client, order: RoundOrder, files: tuple[int, ...]) -> None:
         """Run a round, unless its client goes away meanwhile."""
         running = asyncio.create_task(self._run_round(client, order, files))
-        listening = asyncio.create_task(client.receive())
+        leaving = asyncio.create_task(client.left())
         try:
-            await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 await running
-                return
-            if listening.result() is not None:
-                raise ProtocolError("a request in the middle of a round")
-            log.warning("the client of site %s left in the middle of round %d", order.site, order.round)
+            else:
+                log.warning("site %s: the client left in the middle of round %d", order.site, order.round)
         finally:
-            listening.cancel()
+            leaving.cancel()
             running.cancel()
-            await asyncio.gather(running, listening, return_exceptions=True)
+            await asyncio.gather(running, leaving, return_exceptions=True)
             for file in files:
                 os.close(file)
 

@@ -6,6 +6,7 @@ prints goes to the worker's own log, as do the tracebacks of failed jobs.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
@@ -32,7 +33,7 @@ from fedmt_flower.device.frames import (
 )
 from fedmt_flower.device.job import Job
 from fedmt_flower.device.measuring import Measurer
-from fedmt_flower.device.prctl import die_with_parent
+from fedmt_flower.device.prctl import TELL_WHERE, die_with_parent
 from fedmt_flower.device.protocol import Channel
 from fedmt_flower.device.runtime import TaskRuntime
 from fedmt_flower.device.seat import Seat
@@ -52,6 +53,8 @@ def serve(channel: ToEngine) -> int:
     die_with_parent()
     if os.getppid() != begin.parent:  # the engine ended before the line above
         return 1
+    faulthandler.enable()
+    faulthandler.register(TELL_WHERE)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
