@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedmt_flower.device.batches import Data, resident
 from fedmt_flower.device.binding import bind, lookup, names, resolve, resolve_callable
@@ -46,6 +46,7 @@ class TaskRuntime:
         self._splits = SplitsCache()
         self._model: nn.Module | None = None
         self._model_key = ""
+        self._transient: dict[str, Tensor] = {}
 
     def run(self, job: Job, weights: Weights, on_progress: OnProgress | None = None) -> JobResult:
         """Do `job` from `weights`.
@@ -84,8 +85,18 @@ class TaskRuntime:
             if not isinstance(model, nn.Module):
                 raise TaskError(f"{where}: gave a {type(model).__name__}, expected a torch.nn.Module")
             self._model, self._model_key = model, key
+            lasting = model.state_dict()
+            self._transient = {name: b.clone() for name, b in model.named_buffers() if name not in lasting}
         with self.blame("model"):
-            return self._model.to(self.device)
+            self._model.to(self.device)
+        self.restore(self._model)
+        return self._model
+
+    def restore(self, model: nn.Module) -> None:
+        """Set back what `model` holds besides its state_dict: buffers that no weights would overwrite."""
+        with self.blame("model"), torch.no_grad():
+            for name, buffer in self._transient.items():
+                model.get_buffer(name).copy_(buffer)
 
     def splits(self, job: Job) -> Splits:
         """The data of the job's site, loaded unless it was before with the same arguments."""
@@ -139,7 +150,7 @@ class TaskRuntime:
             yield
         except TaskError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TaskError(f"task {self.task.name!r}: {what} raised {describe(error)}") from error
 
 
@@ -167,6 +178,7 @@ class _Round:
         train_metrics: Mapping[str, float] = {}
         if mode.trains:
             splits.rewind()
+            runtime.restore(model)
             shapes = {name: tensor.shape for name, tensor in state_of(model).items()}
             with self._phase(Phase.COMPUTE):
                 samples, train_metrics = self._train(model, splits)
