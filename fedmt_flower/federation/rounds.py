@@ -65,8 +65,8 @@ class Rounds:
         Evaluation is of the models as the round found them and counts for the round before. Where a node
         understands packages it rides in the message that trains, else it is an exchange of its own.
         """
-        started, begin = time.time(), time.monotonic()
         deadline = self.open()
+        started, begin = time.time(), time.monotonic()
         separate, together = self.turn(number), self.turn(number)
         for track in self.tracks:
             self._ask_evaluation(track, number, separate, None if final else together, deadline)
@@ -240,7 +240,8 @@ class Rounds:
             turn.take(node, reply)
 
     def _blame(self, track: Track, method: str, error: Exception) -> None:
-        cause = f"{type(track.strategy).__name__}.{method} raised {type(error).__name__}: {error}"
+        text = " ".join(str(error).split())
+        cause = f"{type(track.strategy).__name__}.{method} raised {type(error).__name__}: {text}"
         self._fail(track, f"task {track.name!r}: {cause}", error)
 
     def _fail(self, track: Track, line: str, error: Exception) -> None:
@@ -249,7 +250,9 @@ class Rounds:
             # The class says how Flower exits, the text is all that it shows.
             error.args = (line,)
             raise error
-        self._outcomes[track.name].failures.append(line)
+        failures = self._outcomes[track.name].failures
+        if line not in failures:
+            failures.append(line)
 
     def _close(self) -> dict[str, TaskRound]:
         for outcome in self._outcomes.values():

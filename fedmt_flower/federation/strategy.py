@@ -169,13 +169,14 @@ class FedMT(Strategy):
         evaluate = self._server_evaluation(evaluate_fn, one=one)
         _log.info("Starting FedMT, %d rounds:", num_rounds)
         self.summary()
-        begin = time.monotonic()
+        begin, first_failure = time.monotonic(), ""
         evaluate(0, tracks)
         for number in range(1, num_rounds + 2):
             final = number > num_rounds
             _log.info("[EVALUATION]" if final else f"[ROUND {number}/{num_rounds}]")
             played = rounds.play(number, final=final)
             _log_round(played)
+            first_failure = first_failure or _first_failure(played)
             if not final:
                 evaluate(number, tracks)
             if on_round:
@@ -183,7 +184,7 @@ class FedMT(Strategy):
         _log.info("FedMT finished in %.2f s", time.monotonic() - begin)
         if num_rounds and not any(track.updates for track in tracks):
             raise FederationError(
-                f"no task was updated in {num_rounds} rounds: {_first_failure(played) or 'see the log above'}"
+                f"no task was updated in {num_rounds} rounds: {first_failure or 'no strategy asked for it'}"
             )
         results = {track.name: track.result for track in tracks}
         return next(iter(results.values())) if one else results

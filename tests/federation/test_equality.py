@@ -8,12 +8,20 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import (
+    Bulyan,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdagrad,
     FedAdam,
     FedAvg,
+    FedAvgM,
     FedMedian,
     FedProx,
     FedTrimmedAvg,
+    FedYogi,
     Krum,
+    MultiKrum,
+    QFedAvg,
     Result,
     Strategy,
 )
@@ -25,13 +33,25 @@ INLINE = DeviceSettings(backend=Backend.INLINE)
 ROUNDS = 3
 HOSTED = {1: ("seg", "det", "enc"), 2: ("det", "seg"), 3: ("seg", "det", "enc")}
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
-    "FedAvg": FedAvg,
+    "Bulyan": Bulyan,
+    "FedAdagrad": lambda: FedAdagrad(eta=0.01),
     "FedAdam": lambda: FedAdam(eta=0.01),
-    "FedProx": lambda: FedProx(proximal_mu=0.5),
+    "FedAvg": FedAvg,
+    "FedAvgM": lambda: FedAvgM(server_momentum=0.5),
     "FedMedian": FedMedian,
+    "FedProx": lambda: FedProx(proximal_mu=0.5),
     "FedTrimmedAvg": lambda: FedTrimmedAvg(beta=0.34),
-    "Krum": lambda: Krum(num_malicious_nodes=0),
+    "FedYogi": lambda: FedYogi(eta=0.01),
+    "Krum": Krum,
+    "MultiKrum": lambda: MultiKrum(num_nodes_to_select=2),
+    "QFedAvg": lambda: QFedAvg(client_learning_rate=0.05),
+    # Without noise, which no two runs would draw alike.
+    "ServerSideFixedClipping": lambda: DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.0, 0.5, 3),
+    "ServerSideAdaptiveClipping": lambda: DifferentialPrivacyServerSideAdaptiveClipping(
+        FedAvg(), 0.0, 3, clipped_count_stddev=0.0
+    ),
 }
+"""Every strategy of Flower's that can serve a task."""
 
 
 def bits(record: ArrayRecord) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -43,8 +63,10 @@ def together(
 ) -> dict[str, Result]:
     app = client_app(*tasks.values(), device=INLINE)
     for node, hosted in HOSTED.items():
-        grid.add(node, app, **{"partition-id": node - 1, "tasks": ",".join(hosted)})
-    return FedMT({name: make() for name in tasks}).start(grid, models, num_rounds=ROUNDS)
+        hosts = ",".join(name for name in hosted if name in tasks)
+        grid.add(node, app, **{"partition-id": node - 1, "tasks": hosts})
+    own = {name: models[name] for name in tasks}
+    return FedMT({name: make() for name in tasks}).start(grid, own, num_rounds=ROUNDS)
 
 
 def alone(grid: Any, task: Task, model: ArrayRecord, make: Callable[[], Strategy]) -> Result:
@@ -60,11 +82,15 @@ def test_each_task_ends_as_if_it_were_alone(
     name: str, grid: Any, tasks: dict[str, Task], models: Callable[[], dict[str, ArrayRecord]]
 ) -> None:
     make = STRATEGIES[name]
+    if name == "QFedAvg":
+        # It cannot take the integers that BatchNorm counts with; see the test below.
+        tasks.pop("seg")
     results = together(grid, tasks, models(), make)
     for task in tasks.values():
         expected = alone(type(grid)(), task, models()[task.name], make)
         result = results[task.name]
-        assert bits(result.arrays) == bits(expected.arrays)
+        # Bulyan wants three sites and leaves a task of two as it was; Flower's result is then empty.
+        assert bits(result.arrays) == bits(expected.arrays or models()[task.name])
         assert result.train_metrics_clientapp == expected.train_metrics_clientapp
         evaluations = dict(result.evaluate_metrics_clientapp)
         # The initial models' is one that Flower's own strategies do not make.
@@ -80,3 +106,24 @@ def test_two_runs_give_the_same_bits(
     assert {name: bits(one.arrays) for name, one in first.items()} == {
         name: bits(one.arrays) for name, one in second.items()
     }
+
+
+def test_batchnorm_counts_become_steps_of_fedadam(
+    grid: Any, tasks: dict[str, Task], models: Callable[[], dict[str, ArrayRecord]]
+) -> None:
+    """As `docs/strategies.md` says: an adaptive step is about eta, whatever was counted."""
+    key = "1.num_batches_tracked"
+    adam = together(grid, tasks, models(), lambda: FedAdam(eta=0.01))["seg"].arrays[key].numpy()
+    mean = together(type(grid)(), tasks, models(), FedAvg)["seg"].arrays[key].numpy()
+    assert models()["seg"][key].dtype == "int64"
+    assert (adam.dtype, mean.dtype) == ("float64", "float64")
+    assert 0 < adam < 0.1
+    assert mean > ROUNDS
+
+
+def test_qfedavg_costs_a_model_with_integers_its_updates_alone(
+    grid: Any, tasks: dict[str, Task], models: Callable[[], dict[str, ArrayRecord]]
+) -> None:
+    results = together(grid, tasks, models(), STRATEGIES["QFedAvg"])
+    assert bits(results["seg"].arrays) == bits(models()["seg"])
+    assert bits(results["det"].arrays) != bits(models()["det"])
