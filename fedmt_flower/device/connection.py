@@ -20,7 +20,7 @@ from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.errors import EngineError
 
 
-def connect(settings: DeviceSettings, patience_s: float = 90.0) -> Engine:
+def connect(settings: DeviceSettings, patience_s: float = 150.0) -> Engine:
     """The engine of a device, started if there is none; the inline engine if that is asked for.
 
     An engine that is started here outlives this process, until its lease ends or it is stopped.

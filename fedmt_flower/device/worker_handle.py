@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedmt_flower.device.frames import Advanced, Answers, Begin, Do, Done, Failed, Frame, Leave
 from fedmt_flower.device.job import Job, JobResult
+from fedmt_flower.device.prctl import TELL_WHERE
 from fedmt_flower.device.protocol import AsyncChannel, Received, ready
 from fedmt_flower.device.seat import Seat
 from fedmt_flower.domain.task import Task
@@ -23,6 +24,7 @@ _LONGEST_LINE = 200
 _TAIL = 4096
 _REAP_S = 2.0
 _END_S = 10.0
+_TELL_S = 0.05
 
 
 class WorkerHandle:
@@ -73,10 +75,13 @@ class WorkerHandle:
 
     async def begin(self) -> None:
         """Have the worker take its seat; EngineError if it cannot."""
-        await self._send(Begin(task=self.task, seat=self.seat, parent=os.getpid()))
-        received = await self._receive()
-        if isinstance(received.frame, Failed):
-            raise EngineError(f"{received.frame.error}; its log is {self.log}")
+        try:
+            await self._send(Begin(task=self.task, seat=self.seat, parent=os.getpid()))
+            received = await self._receive()
+            if isinstance(received.frame, Failed):
+                raise EngineError(received.frame.error)
+        except EngineError as error:
+            raise EngineError(f"{error}; its log is {self.log}") from error
 
     async def do(
         self, job: Job, weights: int, on_progress: Callable[[Advanced], Awaitable[None]]
@@ -97,7 +102,11 @@ class WorkerHandle:
         """
         await self._send(Do(job=job), [weights])
         while True:
-            received = await self._receive()
+            try:
+                received = await self._receive()
+            except asyncio.CancelledError:
+                await self._tell_where()
+                raise
             match received.frame:
                 case Advanced() as progress:
                     await on_progress(progress)
@@ -160,11 +169,19 @@ class WorkerHandle:
     async def _receive(self) -> Received[Answers]:
         try:
             received = await self._channel.receive()
-        except (OSError, ProtocolError) as error:
+        except ConnectionError:
+            received = None
+        except ProtocolError as error:
             raise EngineError(f"worker {self.pid} cannot be understood: {error}") from error
         if received is None:
             raise EngineError(f"worker {self.pid} {await self._ending()}")
         return received
+
+    async def _tell_where(self) -> None:
+        """Have the worker, which is about to be ended, write to its log what it was doing."""
+        if self.alive:
+            signal.pidfd_send_signal(self._pidfd, TELL_WHERE)
+            await asyncio.sleep(_TELL_S)
 
     async def _ending(self) -> str:
         """How the worker, whose conversation is over, has ended, and the last thing it said."""

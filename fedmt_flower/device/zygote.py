@@ -41,7 +41,7 @@ class Zygote:
         self._channel: AsyncChannel[Loaded | Forked | Failed] | None = None
         self._turn = asyncio.Lock()
 
-    async def open(self, patience_s: float = 60.0) -> None:
+    async def open(self, patience_s: float = 120.0) -> None:
         """Start the process and wait until its imports are done.
 
         Raises
