@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fedmt_flower.cli.tables import number
+from fedmt_flower.cli.tables import number, plural
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.federation.record import headline
 from fedmt_flower.federation.settings import Settings
@@ -29,11 +29,9 @@ class Live:
             disable=not self._console.is_terminal,
         )
         names = ", ".join(task.name for task in settings.tasks)
-        sites = settings.federation.sites
-        self._console.print(
-            f"{len(settings.tasks)} tasks ({names}) on {sites} sites, {self._rounds} rounds, "
-            f"{settings.allocation.policy}"
-        )
+        tasks, sites = plural(len(settings.tasks), "task"), plural(settings.federation.sites, "site")
+        rounds = plural(self._rounds, "round")
+        self._console.print(f"{tasks} ({names}) on {sites}, {rounds}, {settings.allocation.policy}")
         self._bar = self._progress.add_task("starting", total=self._rounds + 1)
 
     def __enter__(self) -> Live:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmt_flower.cli.show import draw_timeline, print_comparison, print_run
+from fedmt_flower.cli.show import draw_timeline, print_run, print_sweep
+from fedmt_flower.cli.tables import Job, plural
 from fedmt_flower.errors import FedMTError
 from fedmt_flower.federation.record import Outcome, Summary
-from fedmt_flower.federation.run_folder import LOG, SUMMARY
+from fedmt_flower.federation.run_folder import LOG, SweepFolder
 
 if TYPE_CHECKING:
     from fedmt_flower.domain.history import FederationRound
@@ -48,40 +50,38 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.config_dir:
         overrides.insert(0, f"hydra.searchpath=['file://{arguments.config_dir.absolute()}']")
     if arguments.multirun:
-        return _sweep(overrides)
+        return _sweep(overrides, as_json=arguments.json)
     settings = compose(overrides)
     if arguments.print_config:
         sys.stdout.write(settings.text)
         return 0
     summary = _simulate(settings)
-    if arguments.json:
-        sys.stdout.write((settings.folder / SUMMARY).read_text())
-    else:
-        print_run(settings.folder, summary)
-    return _verdict({"": summary})
+    print_run(settings.folder, summary, as_json=arguments.json)
+    return _verdict([Job(choices={}, summary=summary)])
 
 
-def _sweep(overrides: list[str]) -> int:
+def _sweep(overrides: list[str], *, as_json: bool) -> int:
     from fedmt_flower.federation.compose import compose, expand
 
     combinations = expand(overrides)
     folder = compose(combinations[0]).folder
-    jobs: dict[str, Settings] = {}
+    swept: dict[str, tuple[dict[str, str], Settings]] = {}
     for index, words in enumerate(combinations):
         own = [word for word in words if not all(word in others for others in combinations)]
-        label = " ".join(own)
-        name = f"{index}_{'_'.join(own)}".replace("/", "-")
-        jobs[label] = compose([*words, f"folder='{folder / name}'"])
-    results: dict[str, Summary | str] = {}
-    for index, (label, settings) in enumerate(jobs.items()):
-        print(f"[{index + 1}/{len(jobs)}] {label}", file=sys.stderr)
+        name = "_".join([str(index), *own]).replace("/", "-")
+        choices = dict(word.lstrip("+").split("=", 1) for word in own)
+        swept[name] = choices, compose([*words, f"folder='{folder / name}'"])
+    sweep_folder = SweepFolder.create(folder, {name: choices for name, (choices, _) in swept.items()})
+    jobs = []
+    for number, (choices, settings) in enumerate(swept.values(), start=1):
+        job = Job(choices=choices)
+        print(f"[{number}/{len(swept)}] {job}", file=sys.stderr)
         try:
-            results[label] = _simulate(settings)
+            jobs.append(replace(job, summary=_simulate(settings)))
         except FedMTError as error:
-            results[label] = str(error)
-    print_comparison(results)
-    print(f"results   {folder}")
-    return _verdict(results)
+            jobs.append(replace(job, error=str(error)))
+    print_sweep(sweep_folder.path, jobs, as_json=as_json)
+    return _verdict(jobs)
 
 
 def _simulate(settings: Settings) -> Summary:
@@ -111,19 +111,16 @@ def _simulate(settings: Settings) -> Summary:
     return summary
 
 
-def _verdict(results: Mapping[str, Summary | str]) -> int:
+def _verdict(jobs: Sequence[Job]) -> int:
     """Say on stderr what failed, a line for each; the exit code."""
     lines = []
-    for label, result in results.items():
-        where = f"{label}: " if label else ""
-        if isinstance(result, str):
-            lines.append(f"{where}{result}")
-        else:
-            for name, task in result.tasks.items():
-                if task.failures:
-                    count = len(task.failures)
-                    updates = "an update was" if count == 1 else f"{count} updates were"
-                    lines.append(f"{where}task {name}: {updates} left out; {task.failures[0]}")
+    for job in jobs:
+        where = f"{job}: " if job.choices else ""
+        if job.error:
+            lines.append(f"{where}{job.error}")
+        for name, task in job.summary.tasks.items() if job.summary else ():
+            if count := len(task.failures):
+                lines.append(f"{where}task {name}: {plural(count, 'update')} left out; {task.failures[0]}")
     for line in lines:
         print(f"fedmt: {line}", file=sys.stderr)
     return int(bool(lines))

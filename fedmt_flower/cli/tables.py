@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -24,7 +25,7 @@ def number(value: float | None) -> str:
 
 def run_tables(summary: Summary) -> RenderableType:
     """A run: how it ended, and a row per task."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table = _table()
     table.add_column("task", style="bold", overflow="fold")
     table.add_column("metric")
     level = _LEVELS.get(summary.backend, "level")
@@ -37,42 +38,57 @@ def run_tables(summary: Summary) -> RenderableType:
     return Group(_title(summary), "", table, "")
 
 
-def comparison_table(runs: Mapping[str, Summary | str]) -> Table:
-    """Several runs side by side: a row per run, a column per task.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A run of a sweep: the values that it was given, by key, and its summary or why it has none."""
 
-    Parameters
-    ----------
-    runs
-        By what sets each apart from the others: its summary, or why it has none.
-    """
-    summaries = [run for run in runs.values() if isinstance(run, Summary)]
+    choices: Mapping[str, str]
+    summary: Summary | None = None
+    error: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.choices.items())
+
+
+def comparison_table(jobs: Sequence[Job]) -> Table:
+    """The runs of a sweep side by side: a row for each, a column per task with its final metric."""
+    summaries = [job.summary for job in jobs if job.summary]
     tasks = list(dict.fromkeys(name for summary in summaries for name in summary.tasks))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    table.add_column("run", style="bold", overflow="fold")
+    keys = list(dict.fromkeys(key for job in jobs for key in job.choices))
+    last = [key.rpartition(".")[2] for key in keys]
+    table = _table()
+    for key, short in zip(keys, last, strict=True):
+        table.add_column(short if last.count(short) == 1 else key, style="bold", overflow="fold")
     for name in tasks:
         metrics = {summary.tasks[name].metric for summary in summaries if name in summary.tasks}
         table.add_column(f"{name}\n{'/'.join(sorted(metrics))}", justify="right")
     for heading in ("samples/s", "round s", "wall s", "outcome"):
         table.add_column(heading, justify="right")
-    for label, run in runs.items():
-        if isinstance(run, str):
-            table.add_row(label, *["–"] * (len(tasks) + 3), Text(run, style="red"))
-        else:
-            after = [number(run.tasks[name].after) if name in run.tasks else "–" for name in tasks]
-            table.add_row(
-                label,
-                *after,
-                number(run.throughput),
-                number(_mean(run.round_s)),
-                number(run.wall_s),
-                _outcome(run.outcome),
-            )
+    for job in jobs:
+        table.add_row(*(job.choices.get(key, "–") for key in keys), *_results(job, tasks))
     return table
 
 
+def _results(job: Job, tasks: Sequence[str]) -> Iterable[str | Text]:
+    run = job.summary
+    if run is None:
+        return [*["–"] * (len(tasks) + 3), Text("failed", style="red")]
+    after = [number(run.tasks[name].after) if name in run.tasks else "–" for name in tasks]
+    speeds = [number(run.throughput), f"{_mean(run.round_s):.1f}", f"{run.wall_s:.0f}"]
+    return [*after, *speeds, _outcome(run.outcome)]
+
+
+def plural(count: int, noun: str) -> str:
+    """`count` and `noun`, with an s unless there is one."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+
+
 def _title(summary: Summary) -> Text:
-    sites = f"{len(summary.sites)} site{'s' * (len(summary.sites) != 1)}"
-    rounds = f"{summary.rounds} round{'s' * (summary.rounds != 1)}"
+    sites, rounds = plural(len(summary.sites), "site"), plural(summary.rounds, "round")
     how = f"{summary.policy} on {summary.backend}" if summary.backend else summary.policy
     title = Text.assemble((summary.run, "bold"), "  ", _outcome(summary.outcome))
     title.append(f"\n{rounds}, {sites}, {how}; {summary.wall_s:.0f} s by the clock")

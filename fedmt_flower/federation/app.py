@@ -40,6 +40,9 @@ def _main(grid: Grid, context: Context) -> None:
     except Exception as error:
         recorder.give_up(Outcome.FAILED, str(error))
         raise
+    except BaseException:
+        recorder.give_up(Outcome.INTERRUPTED, "the server app was told to stop")
+        raise
 
 
 client = build_client_app(lambda context: configured_site(context, _settings(context)))

@@ -26,7 +26,9 @@ CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
 SUMMARY = "summary.json"
 TRACE = "trace.json"
+TIMELINE = "timeline.png"
 LOG = "log.txt"
+SWEEP = "sweep.json"
 WEIGHTS = "weights"
 
 _T = TypeVar("_T")
@@ -36,35 +38,20 @@ class RunFolderError(FedMTError):
     """The folder of a run cannot be made, written or read."""
 
 
-class RunFolder:
-    """The folder of one run. Every file is written aside and renamed, or appended to whole lines."""
+class _Folder:
+    """A folder whose files are written aside and then renamed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @classmethod
-    def create(cls, path: Path, config: str) -> RunFolder:
-        """Make the folder and save `config` in it.
-
-        Raises
-        ------
-        RunFolderError
-            If there is something at `path` already, or it cannot be written.
-        """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunFolderError(f"run folder {path}: exists already and is kept as it is; name another one")
-        folder = cls(path)
-        with folder._guarded("cannot be made"):
-            path.mkdir(parents=True, exist_ok=True)
-        folder.write(CONFIG, config.encode())
-        return folder
-
-    @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """The folder of an earlier run; RunFolderError if there is none at `path`."""
-        if not (path / CONFIG).is_file():
-            raise RunFolderError(f"run folder {path}: no run there (it has no {CONFIG})")
-        return cls(path)
+    def make(self) -> None:
+        """Make the folder; RunFolderError if it cannot be made, or something is there already."""
+        with self._guarded("cannot be made"):
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise RunFolderError(
+                    f"run folder {self.path}: exists already and is kept as it is; name another one"
+                )
+            self.path.mkdir(parents=True, exist_ok=True)
 
     def write(self, name: str, content: bytes) -> None:
         """Replace the file `name` by `content`; what was there stays if that fails."""
@@ -81,6 +68,47 @@ class RunFolder:
             except BaseException:
                 aside.unlink(missing_ok=True)
                 raise
+
+    def _decode(self, name: str, content: bytes, kind: type[_T]) -> _T:
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except msgspec.DecodeError as error:
+            raise RunFolderError(f"run folder {self.path}: {name} cannot be read: {error}") from error
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            cause = error.strerror or str(error)
+            raise RunFolderError(
+                f"run folder {self.path}: {what}: {cause}; what was written before is intact"
+            ) from error
+
+
+class RunFolder(_Folder):
+    """The folder of one run."""
+
+    @classmethod
+    def create(cls, path: Path, config: str) -> RunFolder:
+        """Make the folder and save `config` in it.
+
+        Raises
+        ------
+        RunFolderError
+            If there is something at `path` already, or it cannot be written.
+        """
+        folder = cls(path)
+        folder.make()
+        folder.write(CONFIG, config.encode())
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The folder of an earlier run; RunFolderError if there is none at `path`."""
+        if not (path / CONFIG).is_file():
+            raise RunFolderError(f"run folder {path}: no run there (it has no {CONFIG})")
+        return cls(path)
 
     def append(self, lines: Iterable[Entry]) -> None:
         """Add `lines` to the rounds, all of them or none."""
@@ -124,18 +152,23 @@ class RunFolder:
             raise RunFolderError(f"run folder {self.path}: no {SUMMARY}; no round of that run ended")
         return self._decode(SUMMARY, path.read_bytes(), Summary)
 
-    def _decode(self, name: str, content: bytes, kind: type[_T]) -> _T:
-        try:
-            return msgspec.json.decode(content, type=kind)
-        except msgspec.DecodeError as error:
-            raise RunFolderError(f"run folder {self.path}: {name} cannot be read: {error}") from error
 
-    @contextmanager
-    def _guarded(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            cause = error.strerror or str(error)
-            raise RunFolderError(
-                f"run folder {self.path}: {what}: {cause}; what was written before is intact"
-            ) from error
+class SweepFolder(_Folder):
+    """The folder of a sweep, with its runs' folders in it."""
+
+    @classmethod
+    def create(cls, path: Path, runs: Mapping[str, Mapping[str, str]]) -> SweepFolder:
+        """Make the folder for `runs`, each the name of its folder and its own overrides by key."""
+        folder = cls(path)
+        folder.make()
+        folder.write(SWEEP, msgspec.json.format(msgspec.json.encode(runs), indent=2) + b"\n")
+        return folder
+
+    @classmethod
+    def find(cls, path: Path) -> SweepFolder | None:
+        """The sweep at `path`, or None if there is none."""
+        return cls(path) if (path / SWEEP).is_file() else None
+
+    def runs(self) -> dict[str, dict[str, str]]:
+        """The names of the runs' folders, and the overrides by key that set each apart."""
+        return self._decode(SWEEP, (self.path / SWEEP).read_bytes(), dict[str, dict[str, str]])

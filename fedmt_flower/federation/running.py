@@ -16,8 +16,7 @@ from fedmt_flower.federation.arrays import to_record, to_weights
 from fedmt_flower.federation.client import build_client_app
 from fedmt_flower.federation.settings import Settings
 from fedmt_flower.federation.sites import Site, site_of
-from fedmt_flower.federation.strategies import build_strategies
-from fedmt_flower.federation.strategy import FedMT
+from fedmt_flower.federation.strategies import build_fedmt
 
 _LOOK_EVERY_S = 0.2
 
@@ -29,8 +28,6 @@ def federate(
 
     Raises
     ------
-    ConfigError
-        If a strategy cannot be made.
     FederationError
         If too few sites connect, or no task was updated in any round.
     TaskError
@@ -40,7 +37,7 @@ def federate(
     from fedmt_flower.device.initial import initial_weights
 
     federation = settings.federation
-    strategy = FedMT(build_strategies(settings), discover=True)
+    strategy = build_fedmt(federation.strategies_of(task.name for task in settings.tasks))
     initial = {task.name: to_record(initial_weights(task, federation.seed)) for task in settings.tasks}
     _wait_for_sites(grid, federation.sites, federation.timeout_s)
     results = strategy.start(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +16,7 @@ from fedmt_flower.domain.allocation import Allocation
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.task import Scalar, Task, check_unique
 from fedmt_flower.errors import ConfigError, expected_one_of
+from fedmt_flower.federation.strategies import StrategySettings, build_fedmt
 from fedmt_flower.planning.allocation import plan_round
 
 _SHORT = {"model": "models", "data": "data", "objective": "objectives", "optimizer": "optimizers"}
@@ -74,14 +75,6 @@ class DataSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StrategySettings:
-    """A Flower strategy: its name or import path, and its constructor's arguments."""
-
-    name: str = "FedAvg"
-    parameters: Mapping[str, Scalar] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FederationSettings:
     """Who takes part, for how long, and how each task is aggregated.
 
@@ -120,9 +113,9 @@ class FederationSettings:
         if problems:
             raise ConfigError(*problems)
 
-    def strategy_of(self, task: str) -> StrategySettings:
-        """The strategy of `task`."""
-        return self.strategies.get(task, self.strategy)
+    def strategies_of(self, tasks: Iterable[str]) -> dict[str, StrategySettings]:
+        """The strategy of each of `tasks`."""
+        return {task: self.strategies.get(task, self.strategy) for task in tasks}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +192,8 @@ def read_settings(
         _collect(lambda: check_unique(known), "", problems)
         if allocation and known:
             _collect(lambda: plan_round(allocation, names), "", problems)
+        if federation and known:
+            _collect(lambda: build_fedmt(federation.strategies_of(names)), "", problems)
     if problems or not (data and allocation and device and federation):
         raise ConfigError(*problems)
     return Settings(
