@@ -29,7 +29,7 @@ METRICS = "metrics"
 NUM_EXAMPLES = "num-examples"
 SERVER_ROUND = "server-round"
 
-_JSON = "fedmt"
+_JSON = "fedmt-header"
 _NAMES = "fedmt-arrays"
 _JSON_LIMIT = 1 << 22
 _INS = {"train": "fitins", "evaluate": "evaluateins", "get_properties": "getpropertiesins"}

@@ -20,6 +20,8 @@ _GET_PROPERTIES = "get_properties"
 _NO_LEGACY_KEY = ("'fitins.parameters'", "'evaluateins.parameters'")
 _LEGACY_QUERIED = "Invalid message type: query"
 _NO_QUERY = "No query function registered"
+_ANSWER_S = 120.0
+"""How long an answer to a query may take; a node that is busy for longer answers before a later round."""
 _APP_RAISED = 2
 """Flower's error code of an app that raised: the node is well and will answer so again."""
 
@@ -74,7 +76,11 @@ class Roster:
     def hosts(self, task: str) -> list[Peer]:
         """The connected nodes that host `task`, by site name."""
         peers = [self._peers[node] for node in self._online if node in self._peers]
-        return sorted((peer for peer in peers if task in peer.tasks), key=lambda peer: (peer.site, peer.node))
+        return sorted((peer for peer in peers if task in peer.tasks), key=lambda peer: self.rank(peer.node))
+
+    def rank(self, node: int) -> tuple[str, int]:
+        """What nodes are ordered by: the name of the site, then the node."""
+        return self._peers[node].site, node
 
     def peer(self, node: int) -> Peer:
         """What is known of `node`."""
@@ -85,16 +91,16 @@ class Roster:
         if self._peers[node].site != site:
             self._peers[node] = replace(self._peers[node], site=site)
 
-    def refresh(self, grid: Grid, timeout: float) -> None:
-        """Look which nodes are connected, and ask those that are new; at most `timeout` seconds."""
+    def refresh(self, grid: Grid) -> None:
+        """Look which nodes are connected, and ask those that are new."""
         self._online = tuple(grid.get_node_ids())
         new = [node for node in self._online if node not in self._peers and node not in self._asked.values()]
         if self._discover:
-            self._query(grid, [(node, MessageType.QUERY) for node in new], timeout)
+            self._query(grid, [(node, MessageType.QUERY) for node in new])
         else:
             self._peers |= {node: self._stranger(node) for node in new}
 
-    def reconsider(self, grid: Grid, received: Mapping[int, Message | None], timeout: float) -> list[int]:
+    def reconsider(self, grid: Grid, received: Mapping[int, Message | None]) -> list[int]:
         """Learn from error replies that mean that a node speaks another wire; those nodes, in order."""
         questions = []
         for node, reply in received.items():
@@ -107,14 +113,14 @@ class Roster:
             elif UNNAMED_TASK in cause:
                 questions.append((node, MessageType.QUERY))
         if questions:
-            self._query(grid, questions, timeout)
+            self._query(grid, questions)
         return [node for node, _ in questions]
 
     def _stranger(self, node: int, *, legacy: bool = False) -> Peer:
         tasks = () if self._discover else self._tasks
         return Peer(node=node, site=f"node-{node}", tasks=tasks, legacy=legacy)
 
-    def _query(self, grid: Grid, questions: list[tuple[int, str]], timeout: float) -> None:
+    def _query(self, grid: Grid, questions: list[tuple[int, str]]) -> None:
         """Put `questions` (node, message type), and take in every answer that is there.
 
         Only these are waited for: a node that is silent may answer before a later round.
@@ -124,7 +130,7 @@ class Roster:
             new = {one: node for one, (node, _) in zip(push(grid, messages), questions, strict=True) if one}
             self._asked |= new
             questions = []
-            for reply in replies(grid, set(self._asked), timeout, needed=set(new)):
+            for reply in replies(grid, set(self._asked), _ANSWER_S, needed=set(new)):
                 node = self._asked.pop(reply.metadata.reply_to_message_id)
                 if self._learn(node, reply):
                     questions.append((node, _GET_PROPERTIES))
@@ -163,6 +169,10 @@ class Roster:
         others = [task for task in hello.tasks if task not in self._tasks]
         if others:
             _log.warning("site %r: tasks %s are none of the server's", hello.site, ", ".join(others))
+        if any(
+            self._peers[one].site == hello.site for one in self._online if one in self._peers and one != node
+        ):
+            _log.warning("site %r: two nodes give this name; give each its own", hello.site)
         return Peer(node=node, site=hello.site, tasks=tasks, packages=True, legacy=legacy)
 
     def _leave_out(self, node: int, why: str) -> None:

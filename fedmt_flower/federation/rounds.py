@@ -51,7 +51,7 @@ class Rounds:
         self, grid: Grid, tracks: list[Track], *, discover: bool, timeout: float, join_timeout: float
     ) -> None:
         self.tracks = tracks
-        self._grid = grid
+        self.grid = grid
         self._timeout = timeout
         self._join_timeout = join_timeout
         self._roster = Roster(tuple(track.name for track in tracks), discover=discover)
@@ -99,7 +99,7 @@ class Rounds:
         """Begin a round: look for nodes; the moment at which tasks stop waiting for more of them."""
         self._outcomes = {track.name: _Outcome() for track in self.tracks}
         begin = time.monotonic()
-        self._refresh()
+        self._roster.refresh(self.grid)
         while not self._roster.online:
             if time.monotonic() - begin > self._timeout:
                 raise FederationError(
@@ -107,7 +107,7 @@ class Rounds:
                 )
             _log.info("Waiting for a node to connect")
             time.sleep(1)
-            self._refresh()
+            self._roster.refresh(self.grid)
         return time.monotonic() + self._join_timeout
 
     def turn(self, number: int) -> Turn:
@@ -127,7 +127,7 @@ class Rounds:
         """Let the strategy of `track` make its next model out of the replies."""
         outcome = self._outcomes[track.name]
         outcome.failures += turn.failures[track.name]
-        replies = turn.replies(track.name, Kind.TRAIN)
+        replies = self._in_order(turn.replies(track.name, Kind.TRAIN))
         try:
             _check_weights(track, replies)
             arrays, metrics = track.strategy.aggregate_train(number, replies)
@@ -148,12 +148,14 @@ class Rounds:
         """Let the strategy of `track` make one evaluation out of those of the sites."""
         turns = [turn for turn in turns if turn.asks(track.name, Kind.EVALUATE)]
         outcome = self._outcomes[track.name]
-        replies = [reply for turn in turns for reply in turn.replies(track.name, Kind.EVALUATE)]
+        by_node: dict[int, Message] = {}
         for turn in turns:
+            by_node.update(turn.replies(track.name, Kind.EVALUATE))
             if not turn.asks(track.name, Kind.TRAIN):
                 outcome.failures += turn.failures[track.name]
-        if not replies:
+        if not by_node:
             return
+        replies = self._in_order(by_node)
         try:
             _check_weights(track, replies)
             metrics = track.strategy.aggregate_evaluate(number, replies)
@@ -166,8 +168,8 @@ class Rounds:
 
     # --- What they are made of
 
-    def _refresh(self) -> None:
-        self._roster.refresh(self._grid, min(self._timeout, self._join_timeout))
+    def _in_order(self, replies: Mapping[int, Message]) -> list[Message]:
+        return [replies[node] for node in sorted(replies, key=self._roster.rank)]
 
     def _ask_evaluation(
         self, track: Track, number: int, separate: Turn, together: Turn | None, deadline: float
@@ -198,7 +200,7 @@ class Rounds:
             self._fail(track, line, TaskError(line))
             return []
         view = TaskGrid(
-            self._grid,
+            self.grid,
             hosts,
             look=lambda: self._look_again(track.name),
             deadline=deadline,
@@ -217,7 +219,7 @@ class Rounds:
         return []
 
     def _look_again(self, task: str) -> list[int]:
-        self._refresh()
+        self._roster.refresh(self.grid)
         return [peer.node for peer in self._roster.hosts(task)]
 
     def _shortage(self, track: Track, found: int) -> str:
@@ -230,11 +232,11 @@ class Rounds:
 
     def _exchange(self, turn: Turn) -> None:
         nodes = turn.nodes()
-        received = exchange(self._grid, [turn.message(node) for node in nodes], self._timeout)
+        received = exchange(self.grid, [turn.message(node) for node in nodes], self._timeout)
         by_node = dict(zip(nodes, received, strict=True))
-        again = self._roster.reconsider(self._grid, by_node, self._timeout)
+        again = self._roster.reconsider(self.grid, by_node)
         # On the wire that they turned out to speak: the round is not lost.
-        received = exchange(self._grid, [turn.message(node) for node in again], self._timeout)
+        received = exchange(self.grid, [turn.message(node) for node in again], self._timeout)
         by_node.update(zip(again, received, strict=True))
         for node, reply in by_node.items():
             turn.take(node, reply)

@@ -166,28 +166,36 @@ class FedMT(Strategy):
         rounds = Rounds(
             grid, tracks, discover=self._discover, timeout=timeout, join_timeout=self._join_timeout
         )
-        evaluate = self._server_evaluation(evaluate_fn, one=one)
         _log.info("Starting FedMT, %d rounds:", num_rounds)
         self.summary()
-        begin, first_failure = time.monotonic(), ""
-        evaluate(0, tracks)
+        self._play(rounds, num_rounds, _server_evaluation(evaluate_fn, one=one), on_round)
+        results = {track.name: track.result for track in tracks}
+        return next(iter(results.values())) if one else results
+
+    def _play(
+        self,
+        rounds: Rounds,
+        num_rounds: int,
+        evaluate: TaskEvaluateFn | None,
+        on_round: Callable[[FederationRound], None] | None,
+    ) -> None:
+        begin, failure = time.monotonic(), ""
+        _evaluate_here(evaluate, 0, rounds.tracks)
         for number in range(1, num_rounds + 2):
             final = number > num_rounds
             _log.info("[EVALUATION]" if final else f"[ROUND {number}/{num_rounds}]")
             played = rounds.play(number, final=final)
             _log_round(played)
-            first_failure = first_failure or _first_failure(played)
+            failure = failure or _first_failure(played)
             if not final:
-                evaluate(number, tracks)
+                _evaluate_here(evaluate, number, rounds.tracks)
             if on_round:
                 on_round(played)
         _log.info("FedMT finished in %.2f s", time.monotonic() - begin)
-        if num_rounds and not any(track.updates for track in tracks):
+        if num_rounds and not any(track.updates for track in rounds.tracks):
             raise FederationError(
-                f"no task was updated in {num_rounds} rounds: {first_failure or 'no strategy asked for it'}"
+                f"no task was updated in {num_rounds} rounds: {failure or 'no strategy asked for it'}"
             )
-        results = {track.name: track.result for track in tracks}
-        return next(iter(results.values())) if one else results
 
     # --- Flower's four methods, for whoever drives the rounds without `start`; arrays, configuration and
     # --- metrics of several tasks are then merged under keys `task/name`
@@ -251,7 +259,7 @@ class FedMT(Strategy):
             train = kind is Kind.TRAIN
             configure = self._single.configure_train if train else self._single.configure_evaluate
             return configure(server_round, arrays, config, grid)
-        if self._merged is None:
+        if self._merged is None or self._merged.grid is not grid:
             tracks = make_tracks(self._strategies, dict.fromkeys(self._strategies, ArrayRecord()))
             self._merged = Rounds(grid, tracks, discover=True, timeout=3600, join_timeout=self._join_timeout)
         rounds = self._merged
@@ -276,23 +284,24 @@ class FedMT(Strategy):
         turn.take_all(replies)
         return self._merged, turn
 
-    def _server_evaluation(self, evaluate_fn: Any, *, one: bool) -> Callable[[int, list[Track]], None]:
-        def evaluate(number: int, tracks: list[Track]) -> None:
-            for track in tracks:
-                if isinstance(evaluate_fn, Mapping):
-                    own = evaluate_fn.get(track.name)
-                    metrics = own(number, track.arrays) if own else None
-                elif evaluate_fn is None:
-                    metrics = None
-                elif one:
-                    metrics = evaluate_fn(number, track.arrays)
-                else:
-                    metrics = evaluate_fn(track.name, number, track.arrays)
-                if metrics is not None:
-                    _log.info("\t└──> %s on the server: %s", track.name, metrics)
-                    track.result.evaluate_metrics_serverapp[number] = metrics
 
-        return evaluate
+def _server_evaluation(evaluate_fn: Any, *, one: bool) -> TaskEvaluateFn | None:
+    """`evaluate_fn`, in whichever form it was given, as one function of task, round and arrays."""
+    if isinstance(evaluate_fn, Mapping):
+        return lambda task, number, arrays: evaluate_fn.get(task, lambda *_: None)(number, arrays)
+    if evaluate_fn is not None and one:
+        return lambda _, number, arrays: evaluate_fn(number, arrays)
+    return evaluate_fn  # type: ignore[no-any-return]
+
+
+def _evaluate_here(evaluate: TaskEvaluateFn | None, number: int, tracks: list[Track]) -> None:
+    if evaluate is None:
+        return
+    for track in tracks:
+        metrics = evaluate(track.name, number, track.arrays)
+        if metrics is not None:
+            _log.info("\t└──> %s on the server: %s", track.name, metrics)
+            track.result.evaluate_metrics_serverapp[number] = metrics
 
 
 def _log_round(played: FederationRound) -> None:

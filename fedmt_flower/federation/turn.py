@@ -93,7 +93,7 @@ class Turn:
 
     def nodes(self) -> list[int]:
         """The nodes that are asked for anything, by site name."""
-        return sorted(self._asked, key=self._rank)
+        return sorted(self._asked, key=self._roster.rank)
 
     def messages(self) -> list[Message]:
         """A message for each of `nodes`."""
@@ -160,19 +160,15 @@ class Turn:
         for node in self._sent:
             self.take(node, received.get(node))
 
-    def replies(self, task: str, kind: Kind) -> list[Message]:
-        """What the strategy of `task` is to aggregate: by site name, error replies included."""
-        found = self._replies.get((task, kind), {})
-        return [found[node] for node in sorted(found, key=self._rank)]
+    def replies(self, task: str, kind: Kind) -> Mapping[int, Message]:
+        """By node, what the strategy of `task` is to aggregate; error replies included."""
+        return self._replies.get((task, kind), {})
 
     def sites(self, task: str, kind: Kind) -> tuple[str, ...]:
         """Names of the sites whose reply is no error, in the order of `replies`."""
         found = self._replies.get((task, kind), {})
-        good = [node for node in sorted(found, key=self._rank) if not found[node].has_error()]
+        good = [node for node in sorted(found, key=self._roster.rank) if not found[node].has_error()]
         return tuple(self._roster.peer(node).site for node in good)
-
-    def _rank(self, node: int) -> tuple[str, int]:
-        return self._roster.peer(node).site, node
 
     def _read(self, peer: Peer, reply: Message) -> RoundReport | None:
         content = reply.content

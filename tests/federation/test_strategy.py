@@ -303,7 +303,7 @@ def test_a_node_that_is_gone_is_told_by_the_message_it_was_sent(run: Run) -> Non
 def test_a_reply_that_is_no_package_is_refused(run: Run) -> None:
     def tamper(sent: Message, reply: Message) -> Message:
         if reply.metadata.message_type == "train":
-            reply.content["config"] = ConfigRecord({"fedmt": "{'not': json"})
+            reply.content["config"] = ConfigRecord({"fedmt-header": "{'not': json"})
         return reply
 
     run.grid.tamper[2] = tamper
@@ -322,6 +322,22 @@ def test_a_task_with_too_few_hosts_fails_without_hanging_the_others(run: Run) ->
     assert "task 'enc': hosted by 1 of 3 nodes" in run.failures("enc")[0]
     assert "min_available_nodes=2" in run.failures("enc")[0]
     assert run.rounds[1].wall_s < 1
+
+
+def test_a_task_waits_for_hosts_that_join_in_time(run: Run) -> None:
+    looks = iter([[1]] * 3)
+    run.grid.online = lambda: next(looks, [1, 2, 3])
+    run.start(join_timeout=30)
+    assert run.rounds[0].tasks["seg"].sites == ("site-0", "site-1", "site-2")
+
+
+def test_two_nodes_of_one_name_are_told(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    run.grid.apps[2][1].node_config["site"] = "site-0"
+    with caplog.at_level("WARNING", logger="flwr.fedmt"):
+        run.start(should_stop=None)
+    assert "site 'site-0': two nodes give this name" in caplog.text
+    assert "FedMT.start does not use should_stop" in caplog.text
+    assert run.rounds[0].tasks["seg"].sites == ("site-0", "site-0", "site-2")
 
 
 def test_nobody_there(run: Run) -> None:

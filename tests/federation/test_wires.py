@@ -11,8 +11,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.clientapp.mod import LocalDpMod
-from flwr.serverapp.strategy import FedAvg
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg
 
 from fedmt_flower import FedMT, MultiTaskClient, Task, client_app
 from fedmt_flower.domain.device import Backend, DeviceSettings
@@ -291,6 +291,21 @@ def test_a_mod_survives_a_failed_task(grid: Any, tasks: dict[str, Task], models:
     )
     assert rounds[0].tasks["enc"].sites == ("site-0", "site-1", "site-2")
     assert rounds[0].tasks["det"].sites == ()
+
+
+def test_client_side_clipping_works_with_a_single_unmodified_app(grid: Any) -> None:
+    app = ClientApp()
+
+    @app.train(mods=[fixedclipping_mod])
+    def train(message: Message, context: Context) -> Message:
+        moved = [array + 100 for array in message.content["arrays"].to_numpy_ndarrays()]
+        content = RecordDict({"arrays": ArrayRecord(moved), "metrics": MetricRecord({"num-examples": 1})})
+        return Message(content, reply_to=message)
+
+    populate(grid, app)
+    wrapped = DifferentialPrivacyClientSideFixedClipping(FedAvg(fraction_evaluate=0.0), 0.0, 0.5, 3)
+    result = FedMT({"x": wrapped}).start(grid, ArrayRecord([np.zeros(4, np.float32)]), num_rounds=1)
+    np.testing.assert_allclose(result.arrays["0"].numpy(), np.full(4, 0.25), rtol=1e-6)
 
 
 def test_secure_aggregation_is_refused(tasks: dict[str, Task]) -> None:
