@@ -128,9 +128,10 @@ def main() -> int:
 
     from fedmt_flower.device import worker
 
-    with contextlib.suppress(ImportError):
-        # torch's first optimizer imports it, which takes 3 s: once here rather than in every worker.
-        importlib.import_module("torch._dynamo")
+    # The first optimizer imports the one, most models the other, 3 s each: once here, not in every worker.
+    for module in ("torch._dynamo", "torchvision"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         engine.send(
