@@ -52,8 +52,8 @@ class EngineClient:
     home
         The engine's directory.
     settings
-        The site's, if it is one that calls: its deadline is that of orders that have none, its idle time-out
-        becomes the engine's.
+        The site's, if it is one that calls: its deadline is that of orders that have none, and the engine
+        stays for its idle time-out after it has left.
 
     Raises
     ------
@@ -68,7 +68,7 @@ class EngineClient:
         self._waiting = False
         self._deadline_s = settings.deadline_s if settings else None
         hello = Hello(
-            version=version("fedmt_flower"), idle_timeout_s=settings.idle_timeout_s if settings else None
+            version=version("fedmt_flower"), idle_timeout_s=settings.idle_timeout_s if settings else 0.0
         )
         try:
             answer = self._ask(hello)

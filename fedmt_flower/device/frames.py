@@ -143,10 +143,10 @@ class Traced(Frame, frozen=True, kw_only=True):
 
 
 class Hello(Frame, frozen=True, kw_only=True):
-    """To the engine, first of all; the time-out, unless None, becomes the engine's."""
+    """To the engine, first of all: who this is, and how long to stay after it has left."""
 
     version: str
-    idle_timeout_s: float | None
+    idle_timeout_s: float = 0.0
 
 
 class Run(Frame, frozen=True, kw_only=True):

@@ -10,20 +10,12 @@ from collections.abc import Callable, Mapping
 import torch
 
 from fedmt_flower.device.contract import Progress, RoundResult, Weights
-from fedmt_flower.device.job import Job, JobResult
+from fedmt_flower.device.job import JobResult, job_of, report_of, spans_of
 from fedmt_flower.device.runtime import TaskRuntime
 from fedmt_flower.device.seeding import preserved_generators
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.plan import TaskPlan
-from fedmt_flower.domain.round import (
-    Assignment,
-    Phase,
-    RoundOrder,
-    RoundReport,
-    Span,
-    Status,
-    TaskReport,
-)
+from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport, Span, Status, TaskReport
 from fedmt_flower.errors import EngineError, TaskError
 from fedmt_flower.planning.allocation import plan_round
 
@@ -72,11 +64,8 @@ class InlineEngine:
                 _log.debug("where it was raised", exc_info=error)
                 reports.append(TaskReport(task=name, status=Status.FAILED, error=str(error), pid=os.getpid()))
                 continue
-            reports.append(_report(name, result))
-            spans += [
-                Span(task=name, phase=s.phase, start_s=s.start - started, end_s=s.end - started)
-                for s in result.stretches
-            ]
+            reports.append(report_of(name, result, torch.get_num_threads(), os.getpid()))
+            spans += spans_of(name, result, started)
             if result.weights is not None:
                 updates[name] = result.weights
         report = RoundReport(
@@ -108,28 +97,4 @@ class InlineEngine:
         runtime = self._runtimes.get(task.name)
         if runtime is None or runtime.task != task:
             runtime = self._runtimes[task.name] = TaskRuntime(task, self._device)
-        batch = {} if task_plan.batch_size is None else {"batch_size": task_plan.batch_size}
-        job = Job(
-            site=order.site,
-            round=order.round,
-            seed=order.seed,
-            mode=assignment.mode,
-            parameters={**task.parameters, **assignment.parameters, **batch},
-        )
-        return runtime.run(job, weights, on_progress)
-
-
-def _report(task: str, result: JobResult) -> TaskReport:
-    compute = sum(s.end - s.start for s in result.stretches if s.phase is Phase.COMPUTE)
-    return TaskReport(
-        task=task,
-        status=Status.DONE,
-        samples=result.samples,
-        train_examples=result.train_examples,
-        evaluate_examples=result.evaluate_examples,
-        train_metrics=result.train_metrics,
-        evaluate_metrics=result.evaluate_metrics,
-        level=torch.get_num_threads(),
-        pid=os.getpid(),
-        compute_s=compute,
-    )
+        return runtime.run(job_of(order, assignment, task_plan), weights, on_progress)

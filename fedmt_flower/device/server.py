@@ -52,13 +52,15 @@ class Server:
     home
         The device's directory, locked by this process.
     idle_timeout_s
-        Seconds without a client after which the engine ends; each client brings its own.
+        Seconds to wait for the first client. Each client then says how long to stay after it has left, and
+        the engine stays for the one that asks for the latest moment.
     """
 
     def __init__(self, backend: DeviceBackend, home: Home, idle_timeout_s: float) -> None:
         self._backend = backend
         self._home = home
         self._idle_timeout_s = idle_timeout_s
+        self._stay_until = 0.0
         self._pool = Pool(backend, home.workers)
         self._started = time.monotonic()
         self._stop = asyncio.Event()
@@ -94,7 +96,7 @@ class Server:
                 listener.listen()
                 listener.setblocking(False)
                 accepting = asyncio.create_task(self._accept(listener))
-                self._renew_lease()
+                self._renew_lease(self._idle_timeout_s)
                 log.info("engine of %s ready, pid %d", self._home.device, os.getpid())
                 announce()
                 await self._stop.wait()
@@ -144,21 +146,26 @@ class Server:
                 continue
             client = asyncio.create_task(self._serve(AsyncChannel(sock, FromClient)))
             self._clients.add(client)
+            client.add_done_callback(self._forget)
             self._renew_lease()
-            client.add_done_callback(self._clients.discard)
-            client.add_done_callback(lambda _: self._renew_lease())
 
-    def _renew_lease(self) -> None:
+    def _forget(self, client: asyncio.Task[None]) -> None:
+        self._clients.discard(client)
+        self._renew_lease()
+
+    def _renew_lease(self, stay_s: float = 0.0) -> None:
+        """Stay for as long as there are clients, and `stay_s` seconds from now."""
+        loop = asyncio.get_running_loop()
+        self._stay_until = max(self._stay_until, loop.time() + stay_s)
         if self._lease is not None:
             self._lease.cancel()
-            self._lease = None
-        if not self._clients:
-            self._lease = asyncio.get_running_loop().call_later(self._idle_timeout_s, self._stop.set)
+        self._lease = None if self._clients else loop.call_at(self._stay_until, self._stop.set)
 
     async def _serve(self, client: Client) -> None:
+        stay_s = 0.0
         try:
             async with asyncio.timeout(_HELLO_S):
-                await self._welcome(client)
+                stay_s = await self._welcome(client)
             while (received := await client.receive()) is not None:
                 match received.frame:
                     case Run(order=order):
@@ -177,8 +184,10 @@ class Server:
             await _try_send(client, Refused(error=f"engine {os.getpid()}: {error!r}; see {self._home.log}"))
         finally:
             client.close()
+            self._renew_lease(stay_s)
 
-    async def _welcome(self, client: Client) -> None:
+    async def _welcome(self, client: Client) -> float:
+        """Greet a client; gives the seconds to stay after it. ProtocolError if it cannot be served."""
         credentials = client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, user, _ = _CREDENTIALS.unpack(credentials)
         if user != os.getuid():
@@ -195,8 +204,8 @@ class Server:
                 f"engine {os.getpid()} of {self._home.device} runs fedmt_flower {mine}, this client "
                 f"{received.frame.version}: end it with `fedmt engine stop`, then try again"
             )
-        self._idle_timeout_s = received.frame.idle_timeout_s or self._idle_timeout_s
         await client.send(Welcome(backend=self._backend.name))
+        return received.frame.idle_timeout_s
 
     async def _serve_round(self, client: Client, order: RoundOrder, files: tuple[int, ...]) -> None:
         """Run a round, unless its client goes away meanwhile."""

@@ -290,7 +290,7 @@ class TestClients:
         until(lambda: not any(worker.busy for worker in status().workers), patience_s=0.5)
 
     def test_one_of_another_version_is_told_what_to_do(self, engine: EngineClient) -> None:
-        answer = _say(encode(Hello(version="0.0.1", idle_timeout_s=None)))
+        answer = _say(encode(Hello(version="0.0.1")))
         assert "this client 0.0.1: end it with `fedmt engine stop`" in answer
 
     @pytest.mark.parametrize("words", [b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\2\0\0\0\0[]", b"\0\0\0\1"])

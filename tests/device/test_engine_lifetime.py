@@ -115,7 +115,11 @@ def test_one_without_clients_ends_itself_when_its_lease_is_over(home: Path, left
     process = psutil.Process(engine.pid)
     with pytest.raises(psutil.TimeoutExpired):
         process.wait(timeout=0.6)
+    patient = dial(idle_timeout_s=1.5)
+    patient.close()
     engine.close()
+    with pytest.raises(psutil.TimeoutExpired):
+        process.wait(timeout=0.8)
     process.wait(timeout=5)
     assert left(home) == []
     assert list(home.rglob("socket")) == []
