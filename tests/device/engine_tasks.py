@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 Split = tuple[Tensor, Tensor]
 
@@ -24,6 +25,14 @@ def data(site: str, seed: int) -> tuple[Split, Split]:
     x = torch.randn(96, 4, generator=generator)
     y = (x.sum(1) > 0).long()
     return (x[:64], y[:64]), (x[64:], y[64:])
+
+
+def loaders(seed: int) -> tuple[DataLoader[Split], DataLoader[Split]]:
+    """Data that two more processes load."""
+    (x, y), (a, b) = data("", seed)
+    generator = torch.Generator().manual_seed(seed)
+    train = DataLoader(TensorDataset(x, y), 16, shuffle=True, generator=generator, num_workers=2)
+    return train, DataLoader(TensorDataset(a, b), 16)
 
 
 def train_wait(model: nn.Module, data: object, flag: str) -> None:

@@ -146,6 +146,33 @@ class TestWorkers:
         assert list(again.weights) == ["victim", "other"]
         assert again.report.task("other").pid == result.report.task("other").pid
 
+    def test_one_may_have_processes_load_its_data(
+        self, engine: EngineClient, make_task: MakeTask, make_order: MakeOrder, weights: State
+    ) -> None:
+        order = make_order(replace(make_task("loading"), data="engine_tasks:loaders"), deadline_s=60)
+        first, second = (engine.run_round(order, {"loading": weights}) for _ in range(2))
+        assert first.report.tasks[0].error == ""
+        assert first.report.tasks[0].pid == second.report.tasks[0].pid
+        for name, array in first.weights["loading"].items():
+            assert array.tobytes() == second.weights["loading"][name].tobytes()
+        assert psutil.Process(first.report.tasks[0].pid).children() == []
+
+    def test_rounds_leave_no_file_open(
+        self, engine: EngineClient, make_task: MakeTask, make_order: MakeOrder, weights: State
+    ) -> None:
+        good, bad = make_task("good"), make_task("bad", "raise")
+        given = {"good": weights, "bad": weights}
+
+        def play() -> list[int]:
+            engine.run_round(make_order(good, bad), given)
+            worker = next(worker.pid for worker in status().workers if worker.task == "good")
+            return [psutil.Process(pid).num_fds() for pid in (os.getpid(), engine.pid, worker)]
+
+        before = play()
+        for _ in range(5):
+            after = play()
+        assert after == before
+
     def test_one_killed_while_idle_is_replaced(
         self, engine: EngineClient, make_task: MakeTask, make_order: MakeOrder, weights: State
     ) -> None:

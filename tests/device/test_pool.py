@@ -1,0 +1,87 @@
+"""The pool by itself, without an engine around it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedmt_flower.device import pool as pool_module
+from fedmt_flower.device.backends.cpu import CpuBackend
+from fedmt_flower.device.pool import Pool
+from fedmt_flower.domain.plan import Sharing
+from fedmt_flower.domain.task import Task
+from fedmt_flower.errors import EngineError
+
+
+def test_workers_come_stay_and_go(
+    tmp_path: Path, make_task: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One story, since every pool costs an import of torch."""
+    backend = CpuBackend()
+    backend.max_workers = 2
+    seat = backend.seat(100, Sharing.CAPPED)
+    a, b, c = (make_task(name) for name in "abc")
+
+    async def story() -> list[int]:
+        pool = Pool(backend, tmp_path / "workers")
+        await pool.open()
+        zygote = pool._zygote.pid
+        assert psutil.Process(zygote).num_threads() == 1
+
+        first = await pool.acquire("run", a, seat)
+        second = await pool.acquire("run", b, seat)
+        assert psutil.Process(first.pid).ppid() == os.getpid()
+        with pytest.raises(EngineError, match="at most 2 workers at once"):
+            await pool.acquire("run", c, seat)
+
+        pool.release(second)
+        pool.release(first)
+        assert await pool.acquire("run", a, seat) is first
+        pool.release(first)
+        third = await pool.acquire("run", c, seat)  # b's was idle for longest
+        assert second.ended.result() == "exited with code 0"
+        assert list(pool.workers) == [first, third]
+
+        monkeypatch.setattr(pool_module, "_STALE_S", 0.0)
+        pool.release(third)
+        fourth = await pool.acquire("another run", a, seat)
+        assert list(pool.workers) == [fourth]
+
+        os.kill(zygote, signal.SIGKILL)
+        psutil.Process(zygote).wait()
+        fifth = await pool.acquire("another run", b, seat)
+        assert list(pool.workers) == [fourth, fifth]
+
+        pids = [worker.pid for worker in (first, second, third, fourth, fifth)]
+        await pool.close()
+        assert pool.workers == ()
+        return [*pids, zygote, pool._zygote.pid]
+
+    assert not any(pid and psutil.pid_exists(pid) for pid in asyncio.run(story()))
+    assert psutil.Process().children() == []
+
+
+def test_a_call_that_is_cancelled_leaves_no_worker_behind(
+    tmp_path: Path, make_task: Callable[..., Task]
+) -> None:
+    backend = CpuBackend()
+    seat = backend.seat(100, Sharing.CAPPED)
+
+    async def story() -> None:
+        pool = Pool(backend, tmp_path / "workers")
+        await pool.open()
+        for patience_s in (0.0, 0.003, 0.01, 0.03):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(patience_s), pool.worker("run", make_task("a"), seat):
+                    await asyncio.sleep(60)
+            assert pool.workers == ()
+        await pool.close()
+
+    asyncio.run(story())
+    assert psutil.Process().children() == []
