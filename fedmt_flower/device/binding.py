@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ def bind(
     bound = signature.bind(*positional, **given)
     bound.apply_defaults()
     return bound
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A user's function, and what it will be called with."""
+
+    function: Callable[..., Any]
+    arguments: inspect.BoundArguments
+
+    def __call__(self) -> Any:
+        return self.function(*self.arguments.args, **self.arguments.kwargs)
+
+
+def prepare(task: Task, field: str, *positional: object, known: Mapping[str, object]) -> Call:
+    """Find what `field` of `task` names and bind it as `bind` does; TaskError if either cannot be done."""
+    function = resolve_callable(task, field)
+    where = f"task {task.name!r}, {field} {getattr(task, field)!r}"
+    return Call(function, bind(function, *positional, known=known, where=where))
 
 
 def _synonyms(name: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmt_flower.device.batches import Data, resident
-from fedmt_flower.device.binding import bind, lookup, names, resolve, resolve_callable
+from fedmt_flower.device.binding import lookup, names, prepare, resolve
 from fedmt_flower.device.contract import Progress, Weights
 from fedmt_flower.device.faults import describe
 from fedmt_flower.device.job import Job, JobResult, Stretch
@@ -42,7 +42,7 @@ class TaskRuntime:
     def __init__(self, task: Task, device: str) -> None:
         self.task = task
         self.device = torch.device(device)
-        self._courier = WeightCourier()
+        self.courier = WeightCourier()
         self._splits = SplitsCache()
         self._model: nn.Module | None = None
         self._model_key = ""
@@ -74,16 +74,17 @@ class TaskRuntime:
 
     def model(self, job: Job) -> nn.Module:
         """The task's model for `job`, on the device; built if there is none or its arguments changed."""
-        builder = resolve_callable(self.task, "model")
-        where = f"task {self.task.name!r}, model {self.task.model!r}"
-        arguments = bind(builder, known=self._setting(job), where=where)
-        key = repr(arguments)
+        build = prepare(self.task, "model", known=self._setting(job))
+        key = repr(build.arguments)
         if self._model is None or self._model_key != key:
             seed_everything(seed_sequence(job.seed, self.task.name))
             with self.blame("model"):
-                model = builder(*arguments.args, **arguments.kwargs)
+                model = build()
             if not isinstance(model, nn.Module):
-                raise TaskError(f"{where}: gave a {type(model).__name__}, expected a torch.nn.Module")
+                raise TaskError(
+                    f"task {self.task.name!r}, model {self.task.model!r}: gave a {type(model).__name__}, "
+                    "expected a torch.nn.Module"
+                )
             self._model, self._model_key = model, key
             lasting = model.state_dict()
             self._transient = {name: b.clone() for name, b in model.named_buffers() if name not in lasting}
@@ -100,13 +101,11 @@ class TaskRuntime:
 
     def splits(self, job: Job) -> Splits:
         """The data of the job's site, loaded unless it was before with the same arguments."""
-        loader = resolve_callable(self.task, "data")
-        where = f"task {self.task.name!r}, data {self.task.data!r}"
-        arguments = bind(loader, known=self._setting(job), where=where)
+        loader = prepare(self.task, "data", known=self._setting(job))
 
         def load() -> object:
             seed_everything(seed_sequence(job.seed, job.site, self.task.name))
-            return loader(*arguments.args, **arguments.kwargs)
+            return loader()
 
         ours = self.task.kind is TaskKind.STEPPED and not self.task.trainer
 
@@ -114,7 +113,7 @@ class TaskRuntime:
             return resident(split, self.device) if ours else split
 
         with self.blame("data"):
-            return self._splits.get(f"{job.site} {arguments!r}", load, keep)
+            return self._splits.get(f"{job.site} {loader.arguments!r}", load, keep)
 
     def trainer(self, job: Job) -> SteppedTrainer:
         """A trainer that is about to take the first step of `job`, from the model's present weights.
@@ -169,7 +168,7 @@ class _Round:
             splits = runtime.splits(self.job)
             model = runtime.model(self.job)
             with self._refuse():
-                runtime._courier.load(model, weights)
+                runtime.courier.load(model, weights)
         evaluate_metrics: Mapping[str, float] = {}
         if mode.evaluates:
             with self._phase(Phase.EVALUATE):
@@ -183,7 +182,7 @@ class _Round:
             with self._phase(Phase.COMPUTE):
                 samples, train_metrics = self._train(model, splits)
             with self._refuse():
-                trained = runtime._courier.read(model, shapes)
+                trained = runtime.courier.read(model, shapes)
             model.zero_grad(set_to_none=True)
         return JobResult(
             weights=trained,
@@ -218,11 +217,9 @@ class _Round:
             with runtime.blame("evaluate"):
                 metrics = evaluate_by(runtime.objective(), model, splits.test, runtime.device)
             return read_metrics(task.name, "evaluate", metrics)
-        evaluate = resolve_callable(task, "evaluate")
-        where = f"task {task.name!r}, evaluate {task.evaluate!r}"
-        arguments = bind(evaluate, model, splits.test, known=known, where=where)
+        evaluate = prepare(task, "evaluate", model, splits.test, known=known)
         with runtime.blame("evaluate"):
-            returned = evaluate(*arguments.args, **arguments.kwargs)
+            returned = evaluate()
         return read_metrics(task.name, "evaluate", returned)
 
     def _train(self, model: nn.Module, splits: Splits) -> tuple[int, Mapping[str, float]]:
@@ -236,13 +233,11 @@ class _Round:
         self, model: nn.Module, splits: Splits, known: dict[str, Any]
     ) -> tuple[int, Mapping[str, float]]:
         task = self.runtime.task
-        train = resolve_callable(task, "train")
         known |= {"testloader": splits.test, "valloader": splits.test}
-        where = f"task {task.name!r}, train {task.train!r}"
-        arguments = bind(train, model, splits.train, known=known, where=where)
+        train = prepare(task, "train", model, splits.train, known=known)
         with self.runtime.blame("train"):
-            returned = train(*arguments.args, **arguments.kwargs)
-        epochs = lookup(arguments.arguments, "epochs", lookup(known, "epochs", 1))
+            returned = train()
+        epochs = lookup(train.arguments.arguments, "epochs", lookup(known, "epochs", 1))
         metrics = read_metrics(task.name, "train", returned)
         return int(epochs) * splits.train_examples, metrics
 
@@ -267,16 +262,12 @@ class _Round:
     def _trainer(self, known: Mapping[str, object]) -> SteppedTrainer:
         task, runtime = self.runtime.task, self.runtime
         if task.trainer:
-            make = resolve_callable(task, "trainer")
-            arguments = bind(make, known=known, where=f"task {task.name!r}, trainer {task.trainer!r}")
+            make = prepare(task, "trainer", known=known)
             with runtime.blame("trainer"):
-                return make(*arguments.args, **arguments.kwargs)  # type: ignore[no-any-return]
-        optimizer = resolve_callable(task, "optimizer")
-        where = f"task {task.name!r}, optimizer {task.optimizer!r}"
+                return make()  # type: ignore[no-any-return]
 
         def make_optimizer(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
-            arguments = bind(optimizer, weights, known=known, where=where)
-            return optimizer(*arguments.args, **arguments.kwargs)  # type: ignore[no-any-return]
+            return prepare(task, "optimizer", weights, known=known)()  # type: ignore[no-any-return]
 
         return Loop(runtime.objective(), make_optimizer)
 
