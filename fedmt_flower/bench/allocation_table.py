@@ -61,6 +61,14 @@ def repeats(samples: Sequence[Sample], cell: str) -> Repeats:
     return {sample.repeat: sample.values for sample in samples if sample.cell == cell}
 
 
+def round_gain(samples: Sequence[Sample], setting: str, volume: str, scheme: str) -> Spread | None:
+    """How many times faster than in turn a round under `scheme` is: the ratio of makespans, by repeat."""
+    in_turn = repeats(samples, f"{setting} | round {volume} | {TEMPORAL}")
+    taken = repeats(samples, f"{setting} | round {volume} | {scheme}")
+    both = [repeat for repeat in taken if repeat in in_turn]
+    return spread(in_turn[r]["makespan_s"] / taken[r]["makespan_s"] for r in both) if both else None
+
+
 def above_solo(samples: Sequence[Sample], setting: str) -> list[str]:
     """Co-run rates above the task's solo rate by more than the solo's own spread, a line each."""
     lines = []

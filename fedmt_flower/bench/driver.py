@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, cast
 
+import psutil
+
 from fedmt_flower.bench.recorder import Recorder
 from fedmt_flower.bench.result import Bar, Json, Machine, Result, installed, save, this_machine
 from fedmt_flower.device.backends import DeviceBackend
@@ -21,7 +23,7 @@ from fedmt_flower.device.backends.mps import MpsBackend
 from fedmt_flower.device.client import EngineClient
 from fedmt_flower.device.connection import connect
 from fedmt_flower.device.profiling import Profiler, Window
-from fedmt_flower.device.telemetry import Usage
+from fedmt_flower.device.telemetry import Usage, source_for
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.errors import ConfigError, expected_one_of
 
@@ -38,13 +40,13 @@ DRIVERS = {
 """The benchmarks, the most important first."""
 
 BUDGETS_S = {
-    "allocation": 240.0,
-    "faults": 45.0,
-    "equality": 45.0,
-    "federation": 90.0,
-    "rv_sweep": 60.0,
+    "allocation": 340.0,
+    "faults": 60.0,
+    "equality": 60.0,
+    "federation": 120.0,
+    "rv_sweep": 160.0,
     "timeline": 30.0,
-    "occupancy": 30.0,
+    "occupancy": 50.0,
     "autotune": 60.0,
 }
 """How long each takes samples if nothing else is said."""
@@ -215,6 +217,27 @@ def measure(name: str, options: Options, tell: Callable[[str], None]) -> Result:
     if complete:
         bench.recorder.discard()
     return result
+
+
+def memory_in_use(options: Options) -> int:
+    """Bytes in use on the benchmark's device."""
+    source = source_for(options.backend, options.index)
+    try:
+        return source.read().memory_bytes
+    finally:
+        source.close()
+
+
+def processes_marked(variable: str, value: str) -> list[int]:
+    """The processes that were started with `variable` set to `value` and have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:  # gone meanwhile, or another user's
+            continue
+    return found
 
 
 def usage_values(usage: Usage) -> dict[str, Json]:

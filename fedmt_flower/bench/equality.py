@@ -18,7 +18,7 @@ from fedmt_flower.domain.task import Task
 
 CLAIM = "what is handed over arrives bit for bit, and a round gives the same bits again"
 
-MODELS = ("R18", "M3", "S2", "V16", "R50", "D121")
+MODELS = ("R18", "M3", "S2", "V16", "R50")
 _REFERENCE = 60.0
 _COMPARED = {
     "the same round again": "the same workers, the same budgets",

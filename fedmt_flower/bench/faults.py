@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.driver import Bench, memory_in_use, processes_marked
 from fedmt_flower.bench.mixes import BATCH, synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device import facts
@@ -21,7 +21,6 @@ from fedmt_flower.device.client import EngineClient
 from fedmt_flower.device.connection import running
 from fedmt_flower.device.contract import Progress, RoundResult
 from fedmt_flower.device.initial import initial_weights
-from fedmt_flower.device.telemetry import source_for
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, Status
@@ -37,7 +36,6 @@ _MEMORY_BYTES = 64 << 20
 _BUDGET = 60.0
 _STEPS = 4
 """Steps of a small round, and of an epoch."""
-_MPS = "nvidia-cuda-mps"
 
 
 def settings(quick: bool) -> dict[str, Json]:
@@ -53,7 +51,7 @@ def settings(quick: bool) -> dict[str, Json]:
 def run(bench: Bench) -> bool:
     """Cause each fault in a round of three tasks, then run a small round; at last look what is left."""
     bench.recorder.clear()
-    memory = _memory_in_use(bench)
+    memory = memory_in_use(bench.options)
     with bench.engine() as engine:
         scene = _Scene(bench, engine)
         scene.round()  # starts the workers
@@ -70,8 +68,8 @@ def run(bench: Bench) -> bool:
             }
         for fault, cause in faults.items():
             scene.suffer(fault, cause)
-        started = [engine.pid, *(worker.pid for worker in engine.status().workers)]
-    bench.recorder.add("afterwards", 0, _left(bench, started, memory))
+        home = str(engine.home.path.parent)
+    bench.recorder.add("afterwards", 0, _left(bench, home, memory))
     _judge(bench, list(faults))
     return True
 
@@ -173,30 +171,22 @@ def _with(task: Task, **parameters: Scalar) -> Task:
 def _kill(program: str) -> None:
     """Kill the MPS process of this user that runs `program`."""
     for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] and program.startswith(process.info["name"][:15]):
-            words = process.info["cmdline"] or [process.info["name"]]
-            if Path(words[0]).name == program:
-                process.kill()
-                return
+        if program in (
+            process.info["name"],
+            *(Path(word).name for word in (process.info["cmdline"] or [])[:1]),
+        ):
+            process.kill()
+            return
     raise EngineError(f"no {program} runs here, so it cannot be killed")
 
 
-def _memory_in_use(bench: Bench) -> int:
-    source = source_for(bench.options.backend, bench.options.index)
-    try:
-        return source.read().memory_bytes
-    finally:
-        source.close()
-
-
-def _left(bench: Bench, started: Sequence[int], memory: int) -> dict[str, Json]:
+def _left(bench: Bench, home: str, memory: int) -> dict[str, Json]:
     """Processes and GPU memory that have not gone a moment after the engine's end."""
     on_gpu = bench.options.backend is Backend.MPS
     deadline = time.monotonic() + _RECOVERY_S
     while True:
-        pids = [pid for pid in started if psutil.pid_exists(pid)]
-        pids += [p.pid for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(_MPS)]
-        more = _memory_in_use(bench) - memory if on_gpu else 0
+        pids = processes_marked("FEDMT_HOME", home)
+        more = memory_in_use(bench.options) - memory if on_gpu else 0
         if (not pids and more < _MEMORY_BYTES) or time.monotonic() > deadline:
             return {"processes": pids, "gpu_memory_bytes": more}
         time.sleep(0.1)

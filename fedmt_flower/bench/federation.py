@@ -18,12 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.driver import Bench, memory_in_use, processes_marked
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device.connection import running
-from fedmt_flower.device.telemetry import source_for
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.errors import EngineError
@@ -70,7 +67,7 @@ def settings(quick: bool) -> dict[str, Json]:
 def run(bench: Bench) -> bool:
     """Start SuperLink and SuperNodes, run the app to its end, and look at what it wrote and what it left."""
     bench.recorder.clear()
-    memory = _memory_in_use(bench)
+    memory = memory_in_use(bench.options)
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
         with _deployed(Path(directory)) as deployment:
             began = time.monotonic()
@@ -144,17 +141,6 @@ class _Deployment:
             time.sleep(0.5)
         if status != "finished:completed":
             raise EngineError(f"the federation ended as {status}; {self._logs()}")
-
-    def processes(self) -> list[int]:
-        """Everything that carries this deployment's mark in its environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("FLWR_HOME") == self.environment["FLWR_HOME"]:
-                    found.append(process.pid)
-            except psutil.Error:  # gone meanwhile
-                continue
-        return found
 
     def _status(self, number: str) -> str:
         return str(self._flwr("list", "bench", "--run-id", number)["runs"][0]["status"])
@@ -251,21 +237,16 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _memory_in_use(bench: Bench) -> int:
-    source = source_for(bench.options.backend, bench.options.index)
-    try:
-        return source.read().memory_bytes
-    finally:
-        source.close()
-
-
 def _left(bench: Bench, deployment: _Deployment, memory: int) -> dict[str, Json]:
     """Processes and GPU memory that have not gone a while after the end of everything."""
     on_gpu = bench.options.backend is Backend.MPS
 
     def look() -> dict[str, Json]:
-        more = _memory_in_use(bench) - memory if on_gpu else 0
-        return {"processes": deployment.processes(), "gpu_memory_bytes": more}
+        more = memory_in_use(bench.options) - memory if on_gpu else 0
+        return {
+            "processes": processes_marked("FLWR_HOME", deployment.environment["FLWR_HOME"]),
+            "gpu_memory_bytes": more,
+        }
 
     return _settled(look, lambda left: not left["processes"] and left["gpu_memory_bytes"] < _MEMORY_BYTES)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedmt_flower.bench.allocation_table import interval, repeats
 from fedmt_flower.bench.driver import Bench, usage_values
 from fedmt_flower.bench.mixes import BATCH, solo, synthetic_task
-from fedmt_flower.bench.result import Json, Result, Sample
+from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.device.profiling import Probe, Profiler
 from fedmt_flower.plots.curves import Curve, curves_png
@@ -23,6 +24,8 @@ MIXES = {
 """The paper's three; three of a kind; one that computes and two that wait for launches and memory."""
 VIRTUAL_RESOURCES = (100, 133, 167, 200, 233, 267, 300)
 """R_v in per cent, shared out equally."""
+_MODERATE = 200
+"""Where the paper found the best (Fig. 6)."""
 
 
 def settings(quick: bool) -> dict[str, Json]:
@@ -45,12 +48,18 @@ def run(bench: Bench) -> bool:
             complete &= _sweep(bench, profiler, mix, bench.recorder.left_s / (len(mixes) - position))
             profiler.dismiss()
     result_points = {mix: points(bench.recorder.samples, mix) for mix in mixes}
-    bench.picture(_picture(result_points))
+    measured = {mix: found for mix, found in result_points.items() if found}
+    bench.picture(_picture(measured))
     bench.facts["best"] = {
         mix: {"raw": _best(found, "raw"), "fairness": _best(found, "fairness")}
-        for mix, found in result_points.items()
-        if found
+        for mix, found in measured.items()
     }
+    for mix in measured:
+        for extreme in (min(VIRTUAL_RESOURCES), max(VIRTUAL_RESOURCES)):
+            gain = fairness_gain(bench.recorder.samples, mix, _MODERATE, extreme)
+            if gain is not None:
+                bar = f"{mix}: P_f at R_v {_MODERATE} % over that at {extreme} %"
+                bench.bars.append(Bar.at_least(bar, 1.0, gain))
     return complete
 
 
@@ -63,6 +72,20 @@ class Point:
     raw: Spread
     fairness: Spread
     smallest_share: Spread
+
+
+def fairness_gain(samples: Sequence[Sample], mix: str, resource: int, other: int) -> Spread | None:
+    """P_f at one R_v over that at another: the ratio, by repeat, with the solo rates of that repeat."""
+    models = MIXES[mix]
+    solos = {model: repeats(samples, f"{mix} | solo | {model}") for model in models}
+    one, two = (repeats(samples, f"{mix} | R_v | {r}") for r in (resource, other))
+    every = [repeat for repeat in one if repeat in two and all(repeat in solo for solo in solos.values())]
+
+    def fairness(rates: dict[str, float], repeat: int) -> float:
+        return math.fsum(rates[model] / solos[model][repeat]["rates"][model] for model in models)
+
+    ratios = [fairness(one[r]["rates"], r) / fairness(two[r]["rates"], r) for r in every]
+    return spread(ratios) if ratios else None
 
 
 def points(samples: Sequence[Sample], mix: str) -> tuple[Point, ...]:

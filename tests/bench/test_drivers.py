@@ -1,0 +1,70 @@
+"""Every benchmark's driver runs to its end, on the CPUs and small."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from fedmt_flower.bench import report
+from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, Options, load_driver, measure
+from fedmt_flower.bench.result import Result, load
+from fedmt_flower.domain.device import Backend
+from fedmt_flower.errors import ConfigError
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def run(name: str, out: Path, **changes: object) -> Result:
+    options = {
+        "backend": Backend.CPU,
+        "quick": True,
+        "out": out,
+        "budget_s": 300.0,
+        "command": f"fedmt bench {name}",
+    }
+    return measure(name, Options(**(options | changes)), lambda line: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.deployment if name == "federation" else ()) for name in DRIVERS],
+)
+def test_a_driver_leaves_a_whole_record(name: str, tmp_path: Path) -> None:
+    result = run(name, tmp_path)
+    assert result.complete
+    assert load(tmp_path / f"cpu/{name}.json") == result
+    assert not list(tmp_path.rglob("*.jsonl"))
+    table = report.tables(result)
+    assert table.count("\n|") >= 2
+    assert "nan" not in table
+    for picture in tmp_path.rglob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    if name in {"equality", "faults", "federation"}:
+        # How long it takes on a busy host is not what this test is about.
+        assert [bar.name for bar in result.bars if not bar.met and "seconds" not in bar.name] == []
+
+
+def test_what_the_budget_cut_off_is_taken_up_again(tmp_path: Path) -> None:
+    first = run("allocation", tmp_path, budget_s=1.0)
+    assert not first.complete
+    second = run("allocation", tmp_path, resume=True)
+    assert second.complete
+    assert second.samples[: len(first.samples)] == first.samples
+    assert second.seconds > first.seconds
+    (bar,) = [bar for bar in second.bars if "repeats" in bar.name]
+    assert (bar.value, bar.met) == (2, False)
+
+
+def test_every_driver_has_a_claim_a_budget_and_a_table() -> None:
+    assert set(BUDGETS_S) == set(DRIVERS)
+    for name in DRIVERS:
+        driver = load_driver(name)
+        assert driver.CLAIM
+        assert math.isfinite(BUDGETS_S[name])
+
+
+def test_an_unknown_benchmark_is_told_with_the_choices() -> None:
+    with pytest.raises(ConfigError, match="did you mean timeline"):
+        load_driver("timelin")
