@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _CREDENTIALS = struct.Struct("3i")
 _HELLO_S = 10.0
+_FIRST_CLIENT_S = 20.0
+"""Least time for the client that started the engine to come, which a busy host may hold up."""
 
 Client = AsyncChannel[Hello | Run | Inquire]
 
@@ -52,8 +54,8 @@ class Server:
     home
         The device's directory, locked by this process.
     idle_timeout_s
-        Seconds to wait for the first client. Each client then says how long to stay after it has left, and
-        the engine stays for the one that asks for the latest moment.
+        Seconds to wait for the first client, at least. Each client then says how long to stay after it has
+        left, and the engine stays for the one that asks for the latest moment.
     """
 
     def __init__(self, backend: DeviceBackend, home: Home, idle_timeout_s: float) -> None:
@@ -61,6 +63,7 @@ class Server:
         self._home = home
         self._idle_timeout_s = idle_timeout_s
         self._stay_until = 0.0
+        self._greeted = False
         self._pool = Pool(backend, home.workers)
         self._started = time.monotonic()
         self._stop = asyncio.Event()
@@ -96,7 +99,7 @@ class Server:
                 listener.listen()
                 listener.setblocking(False)
                 accepting = asyncio.create_task(self._accept(listener))
-                self._renew_lease(self._idle_timeout_s)
+                self._renew_lease(max(self._idle_timeout_s, _FIRST_CLIENT_S))
                 log.info("engine of %s ready, pid %d", self._home.device, os.getpid())
                 announce()
                 await self._stop.wait()
@@ -204,8 +207,11 @@ class Server:
                 f"engine {os.getpid()} of {self._home.device} runs fedmt_flower {mine}, this client "
                 f"{received.frame.version}: end it with `fedmt engine stop`, then try again"
             )
+        stay_s = received.frame.idle_timeout_s
+        if stay_s and not self._greeted:
+            self._greeted, self._stay_until = True, 0.0
         await client.send(Welcome(backend=self._backend.name))
-        return received.frame.idle_timeout_s
+        return stay_s
 
     async def _serve_round(self, client: Client, order: RoundOrder, files: tuple[int, ...]) -> None:
         """Run a round, unless its client goes away meanwhile."""
