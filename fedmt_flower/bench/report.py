@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedmt_flower.bench.driver import DRIVERS, load_driver
 from fedmt_flower.bench.result import Result, load
-from fedmt_flower.errors import ConfigError
 
 DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 """Where tables stand, each between ``<!-- bench: NAME KIND -->`` and ``<!-- /bench -->``."""
 
-_MARKED = re.compile(r"(<!-- bench: (?P<name>\w+) (?P<kind>[\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+_MARKED = re.compile(
+    r"(?P<start><!-- bench: (?P<name>\w+) (?P<kind>[\w-]+) -->\n).*?(?P<end><!-- /bench -->)", re.DOTALL
+)
 
 
 def tables(result: Result) -> str:
@@ -33,30 +35,31 @@ def bars(result: Result) -> str:
     return "\n".join(lines)
 
 
-def block(result: Result) -> str:
-    """What stands in a document for one record: its tables, its bars and where they come from."""
+def block(result: Result, picture: str = "") -> str:
+    """What stands in a document for one record.
+
+    Its tables, its picture (a path as seen from the document, or none), its bars and where they come from.
+    """
     state = "" if result.complete else " Not complete: its time was up before every repeat was taken."
     source = (
         f"`{result.command}` on {result.machine.gpu or 'CPUs'}, {result.date[:10]}, {result.seconds:.0f} s; "
         f"raw data in `benchmarks/results/{result.machine.kind}/{result.name}.json`.{state}"
     )
-    return "\n\n".join(part for part in (tables(result), bars(result), source) if part)
+    image = f"![{DRIVERS[result.name]}]({picture})" if picture else ""
+    return "\n\n".join(part for part in (tables(result), image, bars(result), source) if part)
 
 
-def filled(text: str, results: Path) -> str:
-    """`text` with every marked place filled from the records under `results`.
-
-    Raises
-    ------
-    ConfigError
-        If a place names a record that is not there.
-    """
+def filled(text: str, results: Path, folder: Path) -> str:
+    """`text`, of a document in `folder`, with every marked place filled from the records under `results`."""
 
     def fill(match: re.Match[str]) -> str:
-        path = results / match["kind"] / f"{match['name']}.json"
-        if not path.exists():
-            raise ConfigError(f"{path} is not there: run `fedmt bench {match['name']}` or remove its mark")
-        return f"{match[1]}{block(load(path))}\n{match[4]}"
+        record = results / match["kind"] / f"{match['name']}.json"
+        content = f"Not measured yet: run `fedmt bench {match['name']}`."
+        if record.exists():
+            png = record.with_suffix(".png")
+            picture = Path(os.path.relpath(png, folder)).as_posix() if png.exists() else ""
+            content = block(load(record), picture)
+        return f"{match['start']}{content}\n{match['end']}"
 
     return _MARKED.sub(fill, text)
 
@@ -68,13 +71,7 @@ def write(results: Path, root: Path = Path()) -> Iterator[Path]:
         if not path.exists():
             continue
         before = path.read_text()
-        after = filled(before, results)
+        after = filled(before, results, path.parent)
         if after != before:
             path.write_text(after)
             yield path
-
-
-def records(results: Path) -> tuple[Result, ...]:
-    """Every record under `results`, by kind of machine and in the order of the benchmarks."""
-    found = [load(path) for path in sorted(results.glob("*/*.json"))]
-    return tuple(sorted(found, key=lambda r: (r.machine.kind, list(DRIVERS).index(r.name))))

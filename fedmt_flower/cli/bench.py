@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmt_flower.bench import report
-from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, Options, measure
+from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, Options, load_driver, measure
 from fedmt_flower.bench.result import Result
 from fedmt_flower.device import facts
 from fedmt_flower.domain.device import Backend
@@ -22,7 +23,7 @@ from fedmt_flower.errors import ConfigError
 
 _LEAST_S = 15.0
 """Below this a benchmark would only warm up."""
-_GRACE_S = 60.0
+_GRACE_S = 30.0
 """Beyond a benchmark's own budget: its start, its last sample and its end."""
 
 
@@ -30,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     names = "; ".join(f"{name}: {claim}" for name, claim in DRIVERS.items())
     parser.add_argument(
-        "name", help=f"{names}; all: every one, in this order; report: write the tables of the results"
+        "names",
+        metavar="NAME",
+        nargs="+",
+        help=f"{names}; all: every one, in this order; report: write the documents' tables of the results",
     )
     parser.add_argument(
         "--budget-s", type=float, help="begin no sample after so many seconds (default: the benchmark's own)"
@@ -53,25 +57,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; 1 if a benchmark of `all` failed."""
-    if arguments.name == "report":
+    """Run the command; 1 if one of several benchmarks failed."""
+    names = list(DRIVERS) if arguments.names == ["all"] else arguments.names
+    if names == ["report"]:
         for path in report.write(arguments.out):
             Console().print(f"wrote {path}", highlight=False)
         return 0
     backend = _backend(arguments.device)
-    if arguments.name == "all":
-        return _all(arguments, backend)
+    for name in names:
+        load_driver(name)
+    if len(names) > 1:
+        return _each(names, arguments, backend)
     options = Options(
         backend=backend,
         index=arguments.index,
         quick=arguments.quick,
         out=arguments.out,
-        budget_s=arguments.budget_s or BUDGETS_S.get(arguments.name, 0.0),
+        budget_s=arguments.budget_s or BUDGETS_S[names[0]],
         resume=arguments.resume,
         command=f"fedmt {shlex.join(sys.argv[1:])}",
     )
     console = Console(stderr=True)
-    result = measure(arguments.name, options, lambda line: console.print(line, highlight=False))
+    result = measure(names[0], options, lambda line: console.print(line, highlight=False))
     if arguments.json:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
     else:
@@ -94,13 +101,13 @@ def _show(result: Result) -> None:
     console.print(f"{result.name}: {state}, {result.seconds:.0f} s", highlight=False)
 
 
-def _all(arguments: argparse.Namespace, backend: Backend) -> int:
+def _each(names: Sequence[str], arguments: argparse.Namespace, backend: Backend) -> int:
     """Each benchmark in a process of its own: one that hangs or dies must not take the others with it."""
-    budget_s = arguments.budget_s or sum(BUDGETS_S.values())
+    budget_s = arguments.budget_s or sum(BUDGETS_S[name] for name in names)
     deadline = time.monotonic() + budget_s
     console = Console()
     failed = []
-    for name in DRIVERS:
+    for name in names:
         left = deadline - time.monotonic()
         if left < _LEAST_S:
             console.print(f"{name}: no time left", highlight=False)

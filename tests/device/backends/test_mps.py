@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -22,7 +23,9 @@ from fedmt_flower.device.backends.mps import (
     parse_pids,
     percentage_for,
 )
+from fedmt_flower.device.pool import Pool
 from fedmt_flower.domain.plan import Sharing
+from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import ConfigError, EngineError
 
 CARD = facts.Gpu(
@@ -303,4 +306,32 @@ def test_a_session_whose_daemon_lives_is_taken_up_without_a_new_one(programs: Pa
     daemon = (tmp_path / "mps/pipe/nvidia-cuda-mps-control.pid").read_text()
     backend.reopen()
     assert (tmp_path / "mps/pipe/nvidia-cuda-mps-control.pid").read_text() == daemon
+    backend.close()
+
+
+@pytest.mark.gpu
+def test_workers_see_the_multiprocessors_of_their_seats(tmp_path: Path) -> None:
+    """A worker that took its seat has compared the count, and MPS has told whether it is a client."""
+    backend = MpsBackend(0, tmp_path)
+    seats = [(budget, Sharing.CAPPED) for budget in (1, 10, 20, 100 / 3, 60, 200 / 3, 99, 100)]
+    task = Task(name="none", model="builtins:object", data="builtins:object")
+
+    async def look() -> list[int]:
+        pool = Pool(backend, tmp_path / "workers")
+        await pool.open()
+        try:
+            workers = [
+                await pool.acquire("look", task, backend.seat(budget, sharing))
+                for budget, sharing in [*seats, (100, Sharing.TIME_SLICED)]
+            ]
+            return [worker.seat.level for worker in workers]
+        finally:
+            await pool.close()
+
+    backend.open()
+    assert backend.name == "mps", "MPS does not run on this host: see the log above"
+    levels = asyncio.run(look())
+    assert backend.healthy() == ""
+    assert levels == sorted(levels)
+    assert levels[-1] == levels[-2] == facts.gpu(0).multiprocessors
     backend.close()
