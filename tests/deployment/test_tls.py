@@ -37,11 +37,11 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float, what: str, pause: float = 0.2) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
-        time.sleep(0.2)
+        time.sleep(pause)
     return found
 
 
@@ -198,7 +198,7 @@ def test_a_federation_over_tls_refuses_strangers_and_survives_its_superlink(stac
     def status() -> str:
         return str(stack.flwr("list", "test", "--run-id", run)["runs"][0]["status"])
 
-    wait_for(lambda: status().startswith("finished"), 180, "the end of the run")
+    wait_for(lambda: status().startswith("finished"), 180, "the end of the run", pause=3)
     assert status() == "finished:completed", stack.log("serverapp")
     assert sorted(path.name for path in (stack.folder / "serverapp").glob("*.pt")) == [
         "cells.pt",
