@@ -16,9 +16,9 @@ PACKAGE = Path(fedmt_flower.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 ORDER = ("errors", "domain", "planning", "device", "federation", "cli", "plots")
-"""A room may import itself and what stands before it; `cli` and `plots` are one outside."""
+"""A room may import itself and what stands before it; `cli`, `plots` and `bench` are one outside."""
 
-RANK = {room: rank for rank, room in enumerate(ORDER)} | {"plots": ORDER.index("cli")}
+RANK = {room: rank for rank, room in enumerate(ORDER)} | dict.fromkeys(["plots", "bench"], ORDER.index("cli"))
 
 HOMES = {
     "flwr": ("federation/",),
