@@ -89,8 +89,10 @@ def _simulate(settings: Settings) -> Summary:
     os.environ.update({key: value for key, value in _AT_HOME.items() if key not in os.environ})
     from fedmt_flower.cli.live import Live
     from fedmt_flower.federation.recorder import Recorder
+    from fedmt_flower.federation.running import initial_models
     from fedmt_flower.federation.simulation import simulate
 
+    initial = initial_models(settings)
     recorder = Recorder(settings)
     try:
         with Live(settings) as live:
@@ -99,7 +101,7 @@ def _simulate(settings: Settings) -> Summary:
                 recorder.on_round(done)
                 live.on_round(done)
 
-            weights = simulate(settings, recorder.folder.path / LOG, on_round)
+            weights = simulate(settings, initial, recorder.folder.path / LOG, on_round)
         summary = recorder.finish(weights)
     except KeyboardInterrupt:
         recorder.give_up(Outcome.INTERRUPTED, "interrupted")

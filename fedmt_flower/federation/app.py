@@ -15,7 +15,7 @@ from fedmt_flower.federation.client import build_client_app
 from fedmt_flower.federation.compose import compose
 from fedmt_flower.federation.record import Outcome
 from fedmt_flower.federation.recorder import Recorder
-from fedmt_flower.federation.running import configured_site, federate
+from fedmt_flower.federation.running import configured_site, federate, initial_models
 from fedmt_flower.federation.settings import Settings
 
 _log = logging.getLogger("flwr.fedmt")
@@ -36,7 +36,7 @@ def _main(grid: Grid, context: Context) -> None:
     recorder = Recorder(settings)
     _log.info("Results go to %s", recorder.folder.path.absolute())
     try:
-        recorder.finish(federate(grid, settings, recorder.on_round))
+        recorder.finish(federate(grid, settings, initial_models(settings), recorder.on_round))
     except Exception as error:
         recorder.give_up(Outcome.FAILED, str(error))
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
@@ -21,8 +21,19 @@ from fedmt_flower.federation.strategies import build_fedmt
 _LOOK_EVERY_S = 0.2
 
 
+def initial_models(settings: Settings) -> dict[str, Weights]:
+    """The weights that every task begins with; TaskError if a model cannot be built."""
+    # Imports torch, which the clients of a simulation would pay for too.
+    from fedmt_flower.device.initial import initial_weights
+
+    return {task.name: initial_weights(task, settings.federation.seed) for task in settings.tasks}
+
+
 def federate(
-    grid: Grid, settings: Settings, on_round: Callable[[FederationRound], None]
+    grid: Grid,
+    settings: Settings,
+    initial: Mapping[str, Weights],
+    on_round: Callable[[FederationRound], None],
 ) -> dict[str, Weights]:
     """Run a federation on the nodes of `grid`; the final weights of every task.
 
@@ -30,19 +41,13 @@ def federate(
     ------
     FederationError
         If too few sites connect, or no task was updated in any round.
-    TaskError
-        If a model cannot be built.
     """
-    # Imports torch, which the clients of a simulation would pay for too.
-    from fedmt_flower.device.initial import initial_weights
-
     federation = settings.federation
     strategy = build_fedmt(federation.strategies_of(task.name for task in settings.tasks))
-    initial = {task.name: to_record(initial_weights(task, federation.seed)) for task in settings.tasks}
     _wait_for_sites(grid, federation.sites, federation.timeout_s)
     results = strategy.start(
         grid,
-        initial,
+        {task: to_record(weights) for task, weights in initial.items()},
         num_rounds=federation.rounds,
         timeout=federation.timeout_s,
         on_round=on_round,

@@ -190,10 +190,11 @@ def read_settings(
     known = tuple(task for task in tasks if task)
     if len(known) == len(tasks):
         _collect(lambda: check_unique(known), "", problems)
-        if allocation and known:
-            _collect(lambda: plan_round(allocation, names), "", problems)
-        if federation and known:
-            _collect(lambda: build_fedmt(federation.strategies_of(names)), "", problems)
+    if names and allocation:
+        _collect(lambda: plan_round(allocation, names), "", problems)
+    distinct = {task.name.casefold(): task.name for task in known}.values()
+    if distinct and federation:
+        _collect(lambda: build_fedmt(federation.strategies_of(distinct)), "", problems)
     if problems or not (data and allocation and device and federation):
         raise ConfigError(*problems)
     return Settings(

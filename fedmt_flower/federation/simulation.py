@@ -32,7 +32,10 @@ class Interrupted(Exception):
 
 
 def simulate(
-    settings: Settings, log: Path, on_round: Callable[[FederationRound], None]
+    settings: Settings,
+    initial: Mapping[str, Weights],
+    log: Path,
+    on_round: Callable[[FederationRound], None],
 ) -> Mapping[str, Weights]:
     """Run a federation of `settings.federation.sites` sites here; can be called again and again.
 
@@ -40,6 +43,8 @@ def simulate(
     ----------
     settings
         The federation.
+    initial
+        The weights that each task begins with.
     log
         File that what Flower, Ray and the package log is added to.
     on_round
@@ -65,7 +70,7 @@ def simulate(
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        results.update(federate(_StoppableGrid(grid, stop), settings, on_round))
+        results.update(federate(_StoppableGrid(grid, stop), settings, initial, on_round))
 
     settings = replace(settings, device=replace(settings.device, idle_timeout_s=_LEASE_S))
     # Ray hides the GPUs from its actors: the engine is started out here, and they find it.
