@@ -29,6 +29,7 @@ HOMES = {
     "hydra": ("federation/compose.py",),
     "omegaconf": ("federation/compose.py",),
     "pynvml": ("device/",),
+    "prometheus_client": ("device/monitor.py",),
     "matplotlib": ("plots/",),
     "rich": ("cli/",),
 }

@@ -1,4 +1,4 @@
-"""`fedmt engine status|logs|stop`: the engines of this host."""
+"""`fedmt engine status|logs|metrics|stop`: the engines of this host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINES = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.add_argument("action", choices=("status", "logs", "stop"))
+    parser.add_argument("action", choices=("status", "logs", "metrics", "stop"))
     parser.add_argument("device", nargs="?", help="one device's engine, such as cpu or gpu0; all if left out")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         expected = expected_one_of(arguments.device, known) if known else "no engine has run here yet"
         raise EngineError(f"there is no engine of {arguments.device!r}; {expected}")
     chosen = [home for home in known.values() if arguments.device in (None, home.device)]
-    actions = {"status": _status, "logs": _logs, "stop": _stop}
+    actions = {"status": _status, "logs": _logs, "metrics": _metrics, "stop": _stop}
     actions[arguments.action](chosen, arguments.json)
     return 0
 
@@ -84,6 +84,17 @@ def _logs(chosen: list[Home], as_json: bool) -> None:
                 print(f"==> {log}\n{text}")
     if not chosen:
         print("no engine has run here yet")
+
+
+def _metrics(chosen: list[Home], as_json: bool) -> None:
+    devices = {home.device for home in chosen}
+    texts = {e.home.device: e.metrics() for e in running() if e.home.device in devices}
+    if as_json:
+        _print_json(texts)
+        return
+    from fedmt_flower.device.monitor import merge
+
+    sys.stdout.write(merge(texts.values()))
 
 
 def _stop(chosen: list[Home], as_json: bool) -> None:

@@ -22,8 +22,11 @@ from fedmt_flower.device.frames import (
     FromEngine,
     Hello,
     Inquire,
+    Metrics,
     Refused,
+    Replies,
     Run,
+    Scrape,
     Updated,
     Welcome,
 )
@@ -32,8 +35,6 @@ from fedmt_flower.device.protocol import Channel, Received
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import RoundOrder
 from fedmt_flower.errors import ConfigError, EngineError, ProtocolError
-
-FromEngineFrame = Welcome | Refused | Advanced | Updated | Complete | EngineStatus
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -64,7 +65,7 @@ class EngineClient:
     def __init__(self, sock: socket.socket, home: Home, settings: DeviceSettings | None = None) -> None:
         self.home = home
         self.pid = peer(sock)
-        self._channel: Channel[FromEngineFrame] = Channel(sock, FromEngine)
+        self._channel: Channel[Replies] = Channel(sock, FromEngine)
         self._waiting = False
         self._deadline_s = settings.deadline_s if settings else None
         hello = Hello(
@@ -115,6 +116,13 @@ class EngineClient:
             raise ProtocolError(f"engine {self.pid} answered a question with {type(answer.frame).__name__}")
         return answer.frame
 
+    def metrics(self) -> str:
+        """What the engine tells those who watch it, in Prometheus' text format."""
+        answer = self._ask(Scrape())
+        if not isinstance(answer.frame, Metrics):
+            raise ProtocolError(f"engine {self.pid} answered a question with {type(answer.frame).__name__}")
+        return answer.frame.text
+
     def stop(self) -> None:
         """End the engine as `stop_engine` does."""
         self.close()
@@ -124,9 +132,7 @@ class EngineClient:
         """Hang up; the engine goes on until its lease ends or it is stopped."""
         self._channel.close()
 
-    def _follow(
-        self, received: Received[FromEngineFrame], on_progress: Callable[[Progress], None]
-    ) -> RoundResult:
+    def _follow(self, received: Received[Replies], on_progress: Callable[[Progress], None]) -> RoundResult:
         updates: dict[str, Weights] = {}
         while True:
             match received.frame:
@@ -143,14 +149,14 @@ class EngineClient:
                     raise ProtocolError(f"engine {self.pid} sent {type(other).__name__} in a round")
             received = self._receive()
 
-    def _ask(self, frame: object, fds: list[int] | None = None) -> Received[FromEngineFrame]:
+    def _ask(self, frame: object, fds: list[int] | None = None) -> Received[Replies]:
         try:
             self._channel.send(frame, fds or [])
         except OSError as error:
             self._lose(error)
         return self._receive()
 
-    def _receive(self) -> Received[FromEngineFrame]:
+    def _receive(self) -> Received[Replies]:
         try:
             received = self._channel.receive()
         except OSError as error:

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -75,17 +77,27 @@ class RunningEngine:
 
     def status(self) -> EngineStatus:
         """What it is doing; EngineError if it cannot be asked."""
-        client = attach(self.home)
-        if client is None:
-            raise EngineGone(f"engine {self.pid} of {self.home.device} has ended")
-        try:
+        with self._conversation() as client:
             return client.status()
-        finally:
-            client.close()
+
+    def metrics(self) -> str:
+        """Its metrics in Prometheus' text format; EngineError if it cannot be asked."""
+        with self._conversation() as client:
+            return client.metrics()
 
     def stop(self) -> None:
         """End it as `stop_engine` does."""
         stop_engine(self.home, self.pid)
+
+    @contextmanager
+    def _conversation(self) -> Iterator[EngineClient]:
+        client = attach(self.home)
+        if client is None:
+            raise EngineGone(f"engine {self.pid} of {self.home.device} has ended")
+        try:
+            yield client
+        finally:
+            client.close()
 
 
 def running() -> tuple[RunningEngine, ...]:

@@ -78,7 +78,7 @@ def serve(settings: DeviceSettings, announce: Callable[[], None], *, to_log: boo
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
         )
         faulthandler.register(TELL_WHERE)
-        server = Server(make_backend(settings, home.path), home, settings.idle_timeout_s)
+        server = Server(make_backend(settings, home.path), home, settings)
         asyncio.run(server.run(announce))
 
 

@@ -159,6 +159,10 @@ class Inquire(Frame, frozen=True, kw_only=True):
     """To the engine: how do you do?"""
 
 
+class Scrape(Frame, frozen=True, kw_only=True):
+    """To the engine: tell what those who watch it want to know."""
+
+
 class Welcome(Frame, frozen=True, kw_only=True):
     """From the engine: go on."""
 
@@ -185,7 +189,10 @@ class Complete(Frame, frozen=True, kw_only=True):
 
 
 class WorkerStatus(Frame, frozen=True, kw_only=True):
-    """A worker: `budget` in per cent is its latest, `level` what that came to, `rounds` those it served."""
+    """A worker: `budget` in per cent is its latest, `level` what that came to, `rounds` those it served.
+
+    While it is busy it trains for `site`, as far as `samples` of `total` (0: not known).
+    """
 
     pid: int
     task: str
@@ -194,6 +201,9 @@ class WorkerStatus(Frame, frozen=True, kw_only=True):
     level: int
     busy: bool
     rounds: int
+    site: str = ""
+    samples: int = 0
+    total: int = 0
 
 
 class EngineStatus(Frame, frozen=True, kw_only=True):
@@ -210,13 +220,19 @@ class EngineStatus(Frame, frozen=True, kw_only=True):
     workers: tuple[WorkerStatus, ...]
 
 
+class Metrics(Frame, frozen=True, kw_only=True):
+    """From the engine: its metrics, in Prometheus' text format."""
+
+    text: str
+
+
 ToZygote = msgspec.json.Decoder(Fork)
 FromZygote: msgspec.json.Decoder[Loaded | Forked | Failed] = msgspec.json.Decoder(Loaded | Forked | Failed)
 Orders = Begin | Do | Rehearse | Rest | Measure | Cover | Trace | Leave
 Answers = Ready | Advanced | Done | Rehearsed | Rested | Measured | Covered | Traced | Failed
 ToWorker: msgspec.json.Decoder[Orders] = msgspec.json.Decoder(Orders)
 FromWorker: msgspec.json.Decoder[Answers] = msgspec.json.Decoder(Answers)
-FromClient: msgspec.json.Decoder[Hello | Run | Inquire] = msgspec.json.Decoder(Hello | Run | Inquire)
-FromEngine: msgspec.json.Decoder[Welcome | Refused | Advanced | Updated | Complete | EngineStatus] = (
-    msgspec.json.Decoder(Welcome | Refused | Advanced | Updated | Complete | EngineStatus)
-)
+Questions = Hello | Run | Inquire | Scrape
+Replies = Welcome | Refused | Advanced | Updated | Complete | EngineStatus | Metrics
+FromClient: msgspec.json.Decoder[Questions] = msgspec.json.Decoder(Questions)
+FromEngine: msgspec.json.Decoder[Replies] = msgspec.json.Decoder(Replies)

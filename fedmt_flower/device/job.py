@@ -49,6 +49,7 @@ class JobResult:
     train_metrics: Mapping[str, float]
     evaluate_metrics: Mapping[str, float]
     stretches: tuple[Stretch, ...]
+    memory_bytes: int = 0
 
 
 def job_of(order: RoundOrder, assignment: Assignment, plan: TaskPlan) -> Job:
@@ -76,6 +77,7 @@ def report_of(task: str, result: JobResult, level: int, pid: int) -> TaskReport:
         level=level,
         pid=pid,
         compute_s=sum(s.end - s.start for s in result.stretches if s.phase is Phase.COMPUTE),
+        memory_bytes=result.memory_bytes,
     )
 
 

@@ -72,7 +72,7 @@ class FrameDecoder(Generic[T]):
                 raise ProtocolError(f"frame with {len(self._fds)} files: its header announces {count}")
             try:
                 frame = self._decoder.decode(bytes(self._data[_HEADER.size : end]))
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, RecursionError) as error:
                 raise ProtocolError(f"frame not understood: {error}") from error
             del self._data[:end]
             frames.append(Received(frame, tuple(self._fds.popleft() for _ in range(count))))

@@ -164,6 +164,9 @@ class _Round:
 
     def run(self, weights: Weights) -> JobResult:
         runtime, mode = self.runtime, self.job.mode
+        on_gpu = runtime.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(runtime.device)
         with self._phase(Phase.PREPARE):
             splits = runtime.splits(self.job)
             model = runtime.model(self.job)
@@ -192,6 +195,7 @@ class _Round:
             train_metrics=train_metrics,
             evaluate_metrics=evaluate_metrics,
             stretches=tuple(self.stretches),
+            memory_bytes=torch.cuda.max_memory_reserved(runtime.device) if on_gpu else 0,
         )
 
     def begin(self) -> SteppedTrainer:

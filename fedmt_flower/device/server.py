@@ -21,16 +21,21 @@ from fedmt_flower.device.frames import (
     FromClient,
     Hello,
     Inquire,
+    Metrics,
+    Questions,
     Refused,
     Run,
+    Scrape,
     Updated,
     Welcome,
     WorkerStatus,
 )
 from fedmt_flower.device.home import Home
+from fedmt_flower.device.monitor import Monitor
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.protocol import AsyncChannel, ready
 from fedmt_flower.device.rounds import Round
+from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import RoundOrder
 from fedmt_flower.errors import ConfigError, FedMTError, ProtocolError
 
@@ -41,7 +46,7 @@ _HELLO_S = 10.0
 _FIRST_CLIENT_S = 20.0
 """Least time for the client that started the engine to come, which a busy host may hold up."""
 
-Client = AsyncChannel[Hello | Run | Inquire]
+Client = AsyncChannel[Questions]
 
 
 class Server:
@@ -53,15 +58,15 @@ class Server:
         The device, not yet open.
     home
         The device's directory, locked by this process.
-    idle_timeout_s
-        Seconds to wait for the first client, at least. Each client then says how long to stay after it has
-        left, and the engine stays for the one that asks for the latest moment.
+    settings
+        The idle time-out is the time to wait for the first client, at least. Each client then says how long
+        to stay after it has left, and the engine stays for the one that asks for the latest moment.
     """
 
-    def __init__(self, backend: DeviceBackend, home: Home, idle_timeout_s: float) -> None:
+    def __init__(self, backend: DeviceBackend, home: Home, settings: DeviceSettings) -> None:
         self._backend = backend
         self._home = home
-        self._idle_timeout_s = idle_timeout_s
+        self._settings = settings
         self._stay_until = 0.0
         self._greeted = False
         self._pool = Pool(backend, home.workers)
@@ -72,6 +77,7 @@ class Server:
         self._sites: Counter[str] = Counter()
         self._clients: set[asyncio.Task[None]] = set()
         self._lease: asyncio.TimerHandle | None = None
+        self._monitor = Monitor(self.status, backend.memory)
 
     async def run(self, announce: Callable[[], None]) -> None:
         """Serve until told to stop, or until no client has come for long enough.
@@ -92,14 +98,17 @@ class Server:
         self._backend.open()
         try:
             await self._pool.open()
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            with (
+                self._monitor.serving(self._settings.metrics_port),
+                socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
+            ):
                 self._home.remove_socket()
                 with self._home.address() as address:
                     listener.bind(address)
                 listener.listen()
                 listener.setblocking(False)
                 accepting = asyncio.create_task(self._accept(listener))
-                self._renew_lease(max(self._idle_timeout_s, _FIRST_CLIENT_S))
+                self._renew_lease(max(self._settings.idle_timeout_s, _FIRST_CLIENT_S))
                 log.info("engine of %s ready, pid %d", self._home.device, os.getpid())
                 announce()
                 await self._stop.wait()
@@ -133,6 +142,9 @@ class Server:
                     level=worker.seat.level,
                     busy=worker.busy,
                     rounds=worker.rounds,
+                    site=worker.site,
+                    samples=worker.progress.samples if worker.progress else 0,
+                    total=worker.progress.total if worker.progress else 0,
                 )
                 for worker in self._pool.workers
             ),
@@ -175,6 +187,8 @@ class Server:
                         await self._serve_round(client, order, received.fds)
                     case Inquire():
                         await client.send(self.status())
+                    case Scrape():
+                        await client.send(Metrics(text=self._monitor.text()))
                     case Hello():
                         raise ProtocolError("a second greeting in one conversation")
         except ProtocolError as error:
@@ -253,6 +267,7 @@ class Server:
             work = Round(order, weights, self._pool, self._backend, arrival)
             report = await work.run(on_progress, on_update)
             self._sites[order.site] += 1
+            self._monitor.record(report)
         except FedMTError as error:
             problems = error.problems if isinstance(error, ConfigError) else ()
             await client.send(Refused(error=str(error), problems=problems))

@@ -61,6 +61,8 @@ class WorkerHandle:
         self.rounds = 0
         self.busy = True
         self.used = time.monotonic()
+        self.site = ""
+        self.progress: Advanced | None = None
         self._channel = channel
         self._pidfd = os.pidfd_open(pid)
         self.ended: asyncio.Task[str] = asyncio.create_task(self._reap())
@@ -100,6 +102,7 @@ class WorkerHandle:
         EngineError
             If the worker ended before it was done.
         """
+        self.site, self.progress = job.site, None
         await self._send(Do(job=job), [weights])
         while True:
             try:
@@ -109,6 +112,7 @@ class WorkerHandle:
                 raise
             match received.frame:
                 case Advanced() as progress:
+                    self.progress = progress
                     await on_progress(progress)
                 case Done(result=result):
                     self.rounds += 1

@@ -36,12 +36,16 @@ class DeviceSettings:
         Seconds without a client after which an engine ends itself and its workers.
     deadline_s
         Seconds after which a task of a round is given up; None waits as long as it takes.
+    metrics_port
+        Port of the loopback at which an engine gives its metrics to Prometheus, and to any other user of the
+        host; None gives them only to this user, through `fedmt engine metrics`.
     """
 
     backend: Backend = Backend.AUTO
     index: int = 0
     idle_timeout_s: float = 600.0
     deadline_s: float | None = None
+    metrics_port: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -51,5 +55,7 @@ class DeviceSettings:
             problems.append(f"idle_timeout_s: got {self.idle_timeout_s}, expected more than 0 seconds")
         if self.deadline_s is not None and not self.deadline_s > 0:
             problems.append(f"deadline_s: got {self.deadline_s}, expected more than 0 seconds, or none")
+        if self.metrics_port is not None and not 0 < self.metrics_port < 1 << 16:
+            problems.append(f"metrics_port: got {self.metrics_port}, expected 1 to 65535, or none")
         if problems:
             raise ConfigError(*problems)

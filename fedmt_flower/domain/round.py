@@ -135,6 +135,8 @@ class TaskReport:
         Process that ran the task.
     compute_s
         Seconds of training alone, from the first step's start to the last step's end.
+    memory_bytes
+        Most memory of the GPU that torch held meanwhile; 0 on CPUs.
     """
 
     task: str
@@ -148,6 +150,7 @@ class TaskReport:
     level: int = 0
     pid: int = 0
     compute_s: float = 0.0
+    memory_bytes: int = 0
 
     @property
     def rate(self) -> float:

@@ -38,6 +38,10 @@ class DeviceBackend(Protocol):
         """One line telling what workers at work have just lost; empty if nothing. Asked often, so cheap."""
         ...
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes of memory in use on the device, and those that it has; EngineError if it does not tell."""
+        ...
+
     def reopen(self) -> None:
         """Make the device ready anew, after the last worker has left; EngineError if it cannot be."""
         ...

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 
+import psutil
+
 from fedmt_flower.device.seat import Seat
 from fedmt_flower.domain.plan import Sharing, check_budget
 
@@ -50,6 +52,11 @@ class CpuBackend:
     def lost(self) -> str:
         """Always empty."""
         return ""
+
+    def memory(self) -> tuple[int, int]:
+        """The host's."""
+        memory = psutil.virtual_memory()
+        return memory.total - memory.available, memory.total
 
     def reopen(self) -> None:
         """Nothing: CPUs do not fail."""

@@ -165,6 +165,15 @@ class MpsBackend:
             return f"MPS server {self._server} has ended on GPU {self._index}, in the midst of work"
         return ""
 
+    def memory(self) -> tuple[int, int]:
+        """The card's, as NVML gives it."""
+        with facts.nvml() as library:
+            try:
+                found = library.nvmlDeviceGetMemoryInfo(library.nvmlDeviceGetHandleByIndex(self._index))
+            except library.NVMLError as error:
+                raise EngineError(f"GPU {self._index}: NVML says {str(error)!r}") from error
+            return int(found.used), int(found.total)
+
     def reopen(self) -> None:
         """Begin the session anew, after the last worker has left; EngineError if that does not work."""
         self._server = 0
