@@ -322,5 +322,5 @@ def _from_json(text: Any, kind: type[T]) -> T:
         raise FederationError(f"header of a message: expected at most {_JSON_LIMIT} characters of JSON")
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FederationError(f"header of a message: {error}") from error
