@@ -5,34 +5,49 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from fedmt_flower.cli.tables import number, plural
+from fedmt_flower.device.frames import EngineStatus, WorkerStatus
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.federation.record import headline
 from fedmt_flower.federation.settings import Settings
 
 
+class _RunTime(TimeElapsedColumn):
+    """The time of the run's own bar only."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.id == 0 else Text("")
+
+
 class Live:
-    """Shows a run on stderr: a line for each round that is over and, on a terminal, a bar that moves."""
+    """Shows a run on stderr: a line for each round that is over and, on a terminal, bars that move.
+
+    One bar is the run's, the others show what each task's worker is doing.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._rounds = settings.federation.rounds
         self._console = Console(stderr=True, highlight=False)
         self._progress = Progress(
-            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[doing]}"),
+            _RunTime(),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
-        names = ", ".join(task.name for task in settings.tasks)
-        tasks, sites = plural(len(settings.tasks), "task"), plural(settings.federation.sites, "site")
+        names = [task.name for task in settings.tasks]
+        tasks, sites = plural(len(names), "task"), plural(settings.federation.sites, "site")
         rounds = plural(self._rounds, "round")
-        self._console.print(f"{tasks} ({names}) on {sites}, {rounds}, {settings.allocation.policy}")
-        self._bar = self._progress.add_task("starting", total=self._rounds + 1)
+        self._console.print(
+            f"{tasks} ({', '.join(names)}) on {sites}, {rounds}, {settings.allocation.policy}", soft_wrap=True
+        )
+        self._run = self._progress.add_task("run", total=self._rounds + 1, doing="starting")
+        self._bars = {name: self._progress.add_task(f"  {name}", total=None, doing="") for name in names}
 
     def __enter__(self) -> Live:
         self._progress.start()
@@ -44,17 +59,28 @@ class Live:
         self._progress.stop()
 
     def on_round(self, done: FederationRound) -> None:
-        """Show a round that is over; the metrics in it are those of the models that it began with."""
-        self._progress.update(self._bar, completed=done.round, description=self._next(done))
-        self._console.print(
-            f"{self._name(done):<12} {done.wall_s:5.1f} s  {_news(done)}", markup=False, soft_wrap=True
-        )
+        """Show a round that is over."""
+        doing = "evaluation" if done.round >= self._rounds else f"round {done.round + 1}/{self._rounds}"
+        self._progress.update(self._run, completed=done.round, doing=doing)
+        name = "evaluation" if done.final else f"round {done.round}/{self._rounds}"
+        self._console.print(f"{name:<12} {done.wall_s:5.1f} s  {_news(done)}", markup=False, soft_wrap=True)
 
-    def _name(self, done: FederationRound) -> str:
-        return "evaluation" if done.final else f"round {done.round}/{self._rounds}"
+    def on_status(self, status: EngineStatus) -> None:
+        """Show what the workers are doing."""
+        if not self._progress.tasks[self._run].completed:
+            self._progress.update(self._run, doing=f"round 1/{self._rounds}")
+        for worker in status.workers:
+            if (bar := self._bars.get(worker.task)) is not None:
+                self._progress.update(
+                    bar, completed=worker.samples, total=worker.total or None, doing=_doing(worker)
+                )
 
-    def _next(self, done: FederationRound) -> str:
-        return "evaluating" if done.round >= self._rounds else f"round {done.round + 1}/{self._rounds}"
+
+def _doing(worker: WorkerStatus) -> str:
+    if not worker.busy:
+        return ""
+    count = f", {worker.samples:,} of {worker.total:,} samples" if worker.total else ""
+    return f"{worker.site}{count}"
 
 
 def _news(done: FederationRound) -> str:

@@ -101,7 +101,7 @@ def _simulate(settings: Settings) -> Summary:
                 recorder.on_round(done)
                 live.on_round(done)
 
-            weights = simulate(settings, initial, recorder.folder.path / LOG, on_round)
+            weights = simulate(settings, initial, recorder.folder.path / LOG, on_round, live.on_status)
         summary = recorder.finish(weights)
     except KeyboardInterrupt:
         recorder.give_up(Outcome.INTERRUPTED, "interrupted")

@@ -15,13 +15,18 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
+from fedmt_flower.device.client import EngineClient
 from fedmt_flower.device.connection import connect
-from fedmt_flower.device.contract import Weights
+from fedmt_flower.device.contract import Engine, Weights
+from fedmt_flower.device.frames import EngineStatus
 from fedmt_flower.domain.history import FederationRound
-from fedmt_flower.errors import FederationError
+from fedmt_flower.errors import EngineError, FederationError
 from fedmt_flower.federation.running import client_of, federate
 from fedmt_flower.federation.settings import Settings
 
+_log = logging.getLogger(__name__)
+
+_STATUS_EVERY_S = 0.5
 _LEASE_S = 1.0
 """This process is the engine's client for as long as the run takes; after it, nobody is expected."""
 _NOISY = ("flwr", "ray", "fedmt_flower")
@@ -36,6 +41,7 @@ def simulate(
     initial: Mapping[str, Weights],
     log: Path,
     on_round: Callable[[FederationRound], None],
+    on_status: Callable[[EngineStatus], None] | None = None,
 ) -> Mapping[str, Weights]:
     """Run a federation of `settings.federation.sites` sites here; can be called again and again.
 
@@ -49,6 +55,8 @@ def simulate(
         File that what Flower, Ray and the package log is added to.
     on_round
         Called after each round, in another thread than the caller's.
+    on_status
+        Called twice a second with what the engine is doing, in yet another thread.
 
     Returns
     -------
@@ -76,7 +84,7 @@ def simulate(
     # Ray hides the GPUs from its actors: the engine is started out here, and they find it.
     engine = connect(settings.device)
     try:
-        with _logged_to(log):
+        with _logged_to(log), _watched(engine, on_status):
             _run_simulation(server, client_of(settings), settings.federation.sites)
     finally:
         stop.set()
@@ -142,6 +150,31 @@ class _StoppableGrid(Grid):
     def _check(self) -> None:
         if self._stop.is_set():
             raise Interrupted("the run was told to stop")
+
+
+@contextmanager
+def _watched(engine: Engine, on_status: Callable[[EngineStatus], None] | None) -> Iterator[None]:
+    """Ask the engine how it does and tell it to `on_status`, until the context ends."""
+    if on_status is None or not isinstance(engine, EngineClient):
+        yield
+        return
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_STATUS_EVERY_S):
+            try:
+                on_status(engine.status())
+            except EngineError as error:
+                _log.warning("The engine does not tell its status any more: %s", error)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 @contextmanager
