@@ -83,7 +83,9 @@ class FederationSettings:
     rounds
         Rounds of training, 1 or more.
     sites
-        Sites that the run waits for before its first round, 1 or more.
+        Sites that a simulation has, and that any run waits for before its first round; 1 or more.
+    join_timeout_s
+        Seconds after which a run begins with the sites that are there.
     seed
         Everything random derives from it; 0 or more.
     timeout_s
@@ -96,6 +98,7 @@ class FederationSettings:
 
     rounds: int = 3
     sites: int = 3
+    join_timeout_s: float = 30.0
     seed: int = 0
     timeout_s: float = 3600.0
     strategy: StrategySettings = field(default_factory=StrategySettings)
@@ -108,8 +111,11 @@ class FederationSettings:
             for name, bound in least.items()
             if getattr(self, name) < bound
         ]
-        if not self.timeout_s > 0:
-            problems.append(f"timeout_s: got {self.timeout_s}, expected more than 0 seconds")
+        problems += [
+            f"{name}: got {getattr(self, name)}, expected more than 0 seconds"
+            for name in ("timeout_s", "join_timeout_s")
+            if not getattr(self, name) > 0
+        ]
         if problems:
             raise ConfigError(*problems)
 
