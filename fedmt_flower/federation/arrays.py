@@ -18,6 +18,7 @@ from fedmt_flower.device.contract import Weights
 STYPE = "numpy.ndarray"
 """Flower's name for an array in NumPy's npy form; the only form that it converts."""
 
+_LONGEST = 200
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -130,7 +131,12 @@ def _read_header(array: Array) -> _Header:
     version = npy.read_magic(stream)
     if version not in _HEADERS:
         raise ValueError(f"expected npy format 1.0 or 2.0, got {version}")
-    shape, fortran, dtype = _HEADERS[version](stream)
+    try:
+        shape, fortran, dtype = _HEADERS[version](stream)
+    except Exception as error:
+        # numpy parses it as Python's source: a nested one raised MemoryError, an open bracket TokenError.
+        cause = " ".join(str(error).split())[:_LONGEST]
+        raise ValueError(f"its npy header is broken: {type(error).__name__}: {cause}") from error
     offset = stream.tell()
     if dtype.hasobject:
         raise ValueError(f"expected numbers, got {dtype}")

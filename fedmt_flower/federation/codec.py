@@ -245,7 +245,7 @@ def from_legacy(content: RecordDict, message_type: str, names: list[str]) -> Rec
     metrics, config = MetricRecord(), ConfigRecord()
     for key in ("num_examples", "loss"):
         record = content.get(f"{result}.{key}")
-        if isinstance(record, MetricRecord):
+        if isinstance(record, MetricRecord) and key in record:
             metrics[NUM_EXAMPLES if key == "num_examples" else key] = record[key]
     for key, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
