@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import socket
-import struct
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -31,12 +30,10 @@ from fedmt_flower.device.frames import (
     Welcome,
 )
 from fedmt_flower.device.home import Home
-from fedmt_flower.device.protocol import Channel, Received
+from fedmt_flower.device.protocol import Channel, Received, peer
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import RoundOrder
 from fedmt_flower.errors import ConfigError, EngineError, ProtocolError
-
-_CREDENTIALS = struct.Struct("3i")
 
 
 class EngineGone(EngineError):
@@ -64,7 +61,7 @@ class EngineClient:
 
     def __init__(self, sock: socket.socket, home: Home, settings: DeviceSettings | None = None) -> None:
         self.home = home
-        self.pid = peer(sock)
+        self.pid = peer(sock).pid
         self._channel: Channel[Replies] = Channel(sock, FromEngine)
         self._waiting = False
         self._deadline_s = settings.deadline_s if settings else None
@@ -177,13 +174,6 @@ class EngineClient:
             f"engine {self.pid} of {self.home.device} is gone"
             f"{f'; its last line was {said!r}' if said else ''}; its log is {self.home.log}"
         ) from error
-
-
-def peer(sock: socket.socket) -> int:
-    """The process id of the engine at the other end of `sock`."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid: int = _CREDENTIALS.unpack(credentials)[0]
-    return pid
 
 
 def stop_engine(home: Home, pid: int, patience_s: float = 30.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from fedmt_flower.device.backends import chosen, device_name
-from fedmt_flower.device.client import EngineClient, EngineGone, peer, stop_engine
+from fedmt_flower.device.client import EngineClient, EngineGone, stop_engine
 from fedmt_flower.device.contract import Engine
 from fedmt_flower.device.engine import EXIT_BUSY
 from fedmt_flower.device.frames import EngineStatus
 from fedmt_flower.device.home import Home, homes
+from fedmt_flower.device.protocol import peer
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.errors import EngineError
 
@@ -107,7 +109,7 @@ def running() -> tuple[RunningEngine, ...]:
         sock = _dial(home)
         if sock is not None:
             with sock:
-                found.append(RunningEngine(home=home, pid=peer(sock)))
+                found.append(RunningEngine(home=home, pid=peer(sock).pid))
     return tuple(found)
 
 
@@ -122,6 +124,13 @@ def _dial(home: Home) -> socket.socket | None:
     except OSError as error:
         sock.close()
         raise EngineError(f"the engine's directory {home.path} cannot be used: {error}") from error
+    if (user := peer(sock).user) != os.getuid():
+        # Anybody may make a directory in /tmp first, and weights would go to whoever listens there.
+        sock.close()
+        raise EngineError(
+            f"the engine in {home.path} is user {user}'s, not this user's ({os.getuid()}); "
+            "set FEDMT_HOME to a directory of your own"
+        )
     return sock
 
 

@@ -28,8 +28,24 @@ MAX_FDS = 253
 """File descriptors of a frame: the kernel's own limit for one message."""
 
 _HEADER = struct.Struct("!II")
+_CREDENTIALS = struct.Struct("3i")
 _CHUNK = 1 << 16
 _ANCILLARY = socket.CMSG_SPACE(MAX_FDS * struct.calcsize("i"))
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """The process at the other end of a connection, as the kernel tells."""
+
+    pid: int
+    user: int
+
+
+def peer(sock: socket.socket) -> Peer:
+    """Who made the other end of `sock`: the client that connected, or the server that listened."""
+    pid, user, _ = _CREDENTIALS.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return Peer(pid, user)
 
 
 class Received(msgspec.Struct, Generic[T], frozen=True):

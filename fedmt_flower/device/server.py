@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from fedmt_flower.device.frames import (
 from fedmt_flower.device.home import Home
 from fedmt_flower.device.monitor import Monitor
 from fedmt_flower.device.pool import Pool
-from fedmt_flower.device.protocol import AsyncChannel, ready
+from fedmt_flower.device.protocol import AsyncChannel, peer, ready
 from fedmt_flower.device.rounds import Round
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import RoundOrder
@@ -41,7 +40,6 @@ from fedmt_flower.errors import ConfigError, FedMTError, ProtocolError
 
 log = logging.getLogger(__name__)
 
-_CREDENTIALS = struct.Struct("3i")
 _HELLO_S = 10.0
 _FIRST_CLIENT_S = 20.0
 """Least time for the client that started the engine to come, which a busy host may hold up."""
@@ -205,9 +203,7 @@ class Server:
 
     async def _welcome(self, client: Client) -> float:
         """Greet a client; gives the seconds to stay after it. ProtocolError if it cannot be served."""
-        credentials = client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, user, _ = _CREDENTIALS.unpack(credentials)
-        if user != os.getuid():
+        if (user := peer(client.sock).user) != os.getuid():
             raise ProtocolError(
                 f"this engine is user {os.getuid()}'s and serves nobody else, got user {user}"
             )

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedmt_flower.device.frames import Advanced, Complete, Failed, FromClient, FromWorker, Hello, Run
@@ -46,6 +46,8 @@ def test_frames_arrive_however_the_stream_is_cut(sent: list[Advanced | Failed], 
         st.binary(max_size=100), st.binary(max_size=60).map(lambda b: struct.pack("!II", len(b), 0) + b)
     )
 )
+@example(struct.pack("!II", 100_000, 0) + b'{"type":' + b"[" * 99_992)
+@example(struct.pack("!II", 100_005, 0) + b'{"x":' + b"[" * 100_000)
 def test_any_bytes_are_frames_or_one_protocol_error(data: bytes) -> None:
     problem = ""
     try:
