@@ -105,10 +105,13 @@ def read(fd: int) -> dict[str, NDArray[Any]]:
     except msgspec.MsgspecError as error:
         raise ProtocolError(f"weights: the header is not safetensors: {error}") from error
     _check(entries, size - 8 - length)
-    return {
-        key: np.ndarray(entry.shape, _DTYPES[entry.dtype], content, 8 + length + entry.data_offsets[0])
-        for key, entry in entries.items()
-    }
+    try:
+        return {
+            key: np.ndarray(entry.shape, _DTYPES[entry.dtype], content, 8 + length + entry.data_offsets[0])
+            for key, entry in entries.items()
+        }
+    except ValueError as error:  # more dimensions, or longer ones of an empty array, than numpy has
+        raise ProtocolError(f"weights: {error}") from error
 
 
 def _lay_out(arrays: Mapping[str, NDArray[Any]]) -> tuple[bytes, list[str]]:

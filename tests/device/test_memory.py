@@ -114,6 +114,8 @@ def test_a_file_that_its_sender_can_change_is_refused() -> None:
         b'{"x":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}',
         b'{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"y":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}',
         b'{"x":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}',
+        b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+        b'"y":{"dtype":"U8","shape":[0,9223372036854775808],"data_offsets":[4,4]}}',
         b"[]",
         b"",
     ],
