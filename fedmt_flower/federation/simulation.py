@@ -23,6 +23,7 @@ from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.errors import EngineError, FederationError
 from fedmt_flower.federation.running import client_of, federate
 from fedmt_flower.federation.settings import Settings
+from fedmt_flower.federation.views import GridView
 
 _log = logging.getLogger(__name__)
 
@@ -108,44 +109,22 @@ def _run_simulation(server: ServerApp, client: Any, sites: int) -> None:
     )
 
 
-class _StoppableGrid(Grid):
-    """A grid that raises Interrupted once told to: Flower lets its server thread run on after Ctrl-C."""
+class _StoppableGrid(GridView):
+    """A Grid that raises Interrupted once told to: Flower lets its server thread run on after Ctrl-C."""
 
     def __init__(self, grid: Grid, stop: threading.Event) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._stop = stop
 
-    def set_run(self, *args: Any, **kwargs: Any) -> None:
-        self._grid.set_run(*args, **kwargs)
-
-    @property
-    def run(self) -> Any:
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_nodes(self) -> Any:
-        self._check()
-        return self._grid.get_nodes()
-
     def get_node_ids(self) -> Iterable[int]:
+        """See `Grid`; Interrupted if told to stop."""
         self._check()
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        self._check()
-        return self._grid.push_messages(messages)
+        return super().get_node_ids()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid`; Interrupted if told to stop."""
         self._check()
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        self._check()
-        return self._grid.send_and_receive(messages, timeout=timeout)
+        return super().pull_messages(message_ids)
 
     def _check(self) -> None:
         if self._stop.is_set():
@@ -177,10 +156,17 @@ def _watched(engine: Engine, on_status: Callable[[EngineStatus], None] | None) -
         watcher.join()
 
 
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written is no reason to stop a run, nor to print on its terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Let the record go."""
+
+
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
     """Send what Flower, Ray and the package log to the file `path` instead of the terminal."""
-    file = logging.FileHandler(path)
+    file = _LogFile(path)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in _NOISY]
     before = [(logger.handlers[:], logger.propagate) for logger in loggers]

@@ -1,4 +1,4 @@
-"""The Grid as one task's strategy sees it: only the nodes that host the task."""
+"""Grids that show less than the whole, or something else: above all the nodes that host one task."""
 
 from __future__ import annotations
 
@@ -19,61 +19,19 @@ _LOOKS_WITHOUT_WAITING = 2
 """Flower's strategies look once to count the nodes and once to sample them; a third look means waiting."""
 
 
-class TaskGrid(Grid):
-    """A Grid whose nodes are the hosts of one task.
+class GridView(Grid):
+    """A Grid that hands everything on to another; what differs is a subclass's to say."""
 
-    `sample_nodes`, which all of Flower's strategies use, waits for ever where there are too few nodes:
-    this view ends that wait.
-
-    Parameters
-    ----------
-    grid
-        The whole Grid, to which everything else is handed on.
-    hosts
-        The ids of the hosts, known beforehand.
-    look
-        Looks for nodes anew and returns the ids of the hosts.
-    deadline
-        When to give up waiting for more hosts, in seconds of the monotonic clock.
-    shortage
-        What to say then; it is given the number of hosts.
-    """
-
-    def __init__(
-        self,
-        grid: Grid,
-        hosts: Sequence[int],
-        *,
-        look: Callable[[], Sequence[int]],
-        deadline: float,
-        shortage: Callable[[int], str],
-    ) -> None:
+    def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._hosts = hosts
-        self._look = look
-        self._deadline = deadline
-        self._shortage = shortage
-        self._looks = 0
 
     def get_node_ids(self) -> Iterable[int]:
-        """Ids of the nodes that host the task, by site name.
-
-        Raises
-        ------
-        TaskError
-            If the strategy keeps waiting for more nodes past the deadline.
-        """
-        self._looks += 1
-        if self._looks > _LOOKS_WITHOUT_WAITING:
-            self._hosts = self._look()
-            if time.monotonic() > self._deadline:
-                raise TaskError(self._shortage(len(self._hosts)))
-        return list(self._hosts)
+        """See `Grid`."""
+        return self._grid.get_node_ids()
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        """What Flower knows of the nodes that host the task."""
-        hosts = set(self.get_node_ids())
-        return [node for node in self._grid.get_nodes() if node.node_id in hosts]
+        """See `Grid`."""
+        return self._grid.get_nodes()
 
     def set_run(self, run: Run) -> None:
         """See `Grid`."""
@@ -108,3 +66,60 @@ class TaskGrid(Grid):
     ) -> Iterable[Message]:
         """See `Grid`."""
         return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+class TaskGrid(GridView):
+    """A Grid whose nodes are the hosts of one task.
+
+    `sample_nodes`, which all of Flower's strategies use, waits for ever where there are too few nodes:
+    this view ends that wait.
+
+    Parameters
+    ----------
+    grid
+        The whole Grid, to which everything else is handed on.
+    hosts
+        The ids of the hosts, known beforehand.
+    look
+        Looks for nodes anew and returns the ids of the hosts.
+    deadline
+        When to give up waiting for more hosts, in seconds of the monotonic clock.
+    shortage
+        What to say then; it is given the number of hosts.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        hosts: Sequence[int],
+        *,
+        look: Callable[[], Sequence[int]],
+        deadline: float,
+        shortage: Callable[[int], str],
+    ) -> None:
+        super().__init__(grid)
+        self._hosts = hosts
+        self._look = look
+        self._deadline = deadline
+        self._shortage = shortage
+        self._looks = 0
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Ids of the nodes that host the task, by site name.
+
+        Raises
+        ------
+        TaskError
+            If the strategy keeps waiting for more nodes past the deadline.
+        """
+        self._looks += 1
+        if self._looks > _LOOKS_WITHOUT_WAITING:
+            self._hosts = self._look()
+            if time.monotonic() > self._deadline:
+                raise TaskError(self._shortage(len(self._hosts)))
+        return list(self._hosts)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """What Flower knows of the nodes that host the task."""
+        hosts = set(self.get_node_ids())
+        return [node for node in self._grid.get_nodes() if node.node_id in hosts]
