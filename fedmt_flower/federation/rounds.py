@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedmt_flower.domain.history import FederationRound, TaskRound
 from fedmt_flower.errors import FederationError, FedMTError, TaskError
 from fedmt_flower.federation.exchange import exchange
+from fedmt_flower.federation.resumption import drawing
 from fedmt_flower.federation.roster import Roster
 from fedmt_flower.federation.tracks import Track
 from fedmt_flower.federation.turn import Kind, Turn
@@ -45,13 +46,23 @@ class Rounds:
         Seconds to wait for replies.
     join_timeout
         Seconds of a round that tasks may wait for more nodes to join.
+    seed
+        Seed of what strategies draw at random, or None.
     """
 
     def __init__(
-        self, grid: Grid, tracks: list[Track], *, discover: bool, timeout: float, join_timeout: float
+        self,
+        grid: Grid,
+        tracks: list[Track],
+        *,
+        discover: bool,
+        timeout: float,
+        join_timeout: float,
+        seed: int | None = None,
     ) -> None:
         self.tracks = tracks
         self.grid = grid
+        self.seed = seed
         self._timeout = timeout
         self._join_timeout = join_timeout
         self._roster = Roster(tuple(track.name for track in tracks), discover=discover)
@@ -130,7 +141,8 @@ class Rounds:
         replies = self._in_order(turn.replies(track.name, Kind.TRAIN))
         try:
             _check_weights(track, replies)
-            arrays, metrics = track.strategy.aggregate_train(number, replies)
+            with drawing(self.seed, number, track.name, "aggregate_train"):
+                arrays, metrics = track.strategy.aggregate_train(number, replies)
         except Exception as error:
             self._blame(track, "aggregate_train", error)
             return
@@ -158,7 +170,8 @@ class Rounds:
         replies = self._in_order(by_node)
         try:
             _check_weights(track, replies)
-            metrics = track.strategy.aggregate_evaluate(number, replies)
+            with drawing(self.seed, number, track.name, "aggregate_evaluate"):
+                metrics = track.strategy.aggregate_evaluate(number, replies)
         except Exception as error:
             self._blame(track, "aggregate_evaluate", error)
             return
@@ -210,7 +223,8 @@ class Rounds:
         configure = track.strategy.configure_train if train else track.strategy.configure_evaluate
         config = track.train_config if train else track.evaluate_config
         try:
-            return list(configure(number, track.arrays, config, view))
+            with drawing(self.seed, number, track.name, configure.__name__):
+                return list(configure(number, track.arrays, config, view))
         except TaskError as error:
             self._short[track.name, kind] = len(self._roster.hosts(track.name))
             self._fail(track, str(error), error)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, overload
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -15,6 +16,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.errors import ConfigError, FederationError
 from fedmt_flower.federation import codec
+from fedmt_flower.federation.resumption import Journal, settings_of
 from fedmt_flower.federation.rounds import Rounds
 from fedmt_flower.federation.suitability import find_problems
 from fedmt_flower.federation.tracks import Configs, Track, by_task, make_tracks
@@ -48,6 +50,12 @@ class FedMT(Strategy):
     join_timeout
         Seconds of a round that a task may wait for more nodes if its strategy wants more than host it.
         None: 60 with several tasks, and without limit, as Flower does, with one.
+    checkpoint
+        Folder that is given a checkpoint after every round. If it has any, `start` goes on from the last
+        complete round, to the same bits as if it had not been cut off. None keeps nothing.
+    seed
+        Seed of what the strategies draw at random, such as the nodes of a round; 0 or more. None: with
+        checkpoints a new one for each run, else the strategies draw as Flower has them.
 
     Raises
     ------
@@ -61,6 +69,8 @@ class FedMT(Strategy):
         *,
         discover: bool | None = None,
         join_timeout: float | None = None,
+        checkpoint: Path | str | None = None,
+        seed: int | None = None,
     ) -> None:
         problems = find_problems(strategies)
         several = len(strategies) > 1
@@ -68,9 +78,15 @@ class FedMT(Strategy):
             problems.append("discover: False works with one task only; leave it out")
         if join_timeout is not None and not join_timeout >= 0:
             problems.append(f"join_timeout: got {join_timeout}, expected 0 seconds or more")
+        if seed is not None and seed < 0:
+            problems.append(f"seed: got {seed}, expected 0 or more")
         if problems:
             raise ConfigError(*problems)
         self._strategies = dict(strategies)
+        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        # Now: a strategy that has aggregated is no longer as it was made.
+        self._made = settings_of(strategies) if checkpoint is not None else {}
+        self._seed = seed
         self._discover = several if discover is None else discover
         if join_timeout is None:
             join_timeout = _JOIN_TIMEOUT_S if several else math.inf
@@ -143,7 +159,8 @@ class FedMT(Strategy):
             Evaluates a model on the server, before the first round and after each: by task, or one
             function of the task's name, the round and the arrays.
         on_round
-            Called with every round that is over, and with a last one that only evaluates.
+            Called with every round that is over, and with a last one that only evaluates. A run that goes on
+            from a checkpoint first calls it with the rounds before.
         extra
             Arguments of later versions of Flower; they are not used.
 
@@ -156,7 +173,8 @@ class FedMT(Strategy):
         Raises
         ------
         FederationError
-            If no node connects, or no task was updated in any round.
+            If no node connects, no task was updated in any round, or the checkpoints are another run's or
+            cannot be read.
         """
         if extra:
             _log.warning("FedMT.start does not use %s", ", ".join(sorted(extra)))
@@ -164,11 +182,22 @@ class FedMT(Strategy):
         models = by_task("initial_arrays", initial_arrays, ArrayRecord, tuple(self._strategies))
         tracks = make_tracks(self._strategies, models, train_config, evaluate_config)
         rounds = Rounds(
-            grid, tracks, discover=self._discover, timeout=timeout, join_timeout=self._join_timeout
+            grid,
+            tracks,
+            discover=self._discover,
+            timeout=timeout,
+            join_timeout=self._join_timeout,
+            seed=self._seed,
         )
         _log.info("Starting FedMT, %d rounds:", num_rounds)
         self.summary()
-        self._play(rounds, num_rounds, _server_evaluation(evaluate_fn, one=one), on_round)
+        evaluate = _server_evaluation(evaluate_fn, one=one)
+        if self._checkpoint is None:
+            self._play(rounds, num_rounds, evaluate, on_round)
+        else:
+            with Journal(self._checkpoint, tracks, self._made, self._seed) as journal:
+                rounds.seed = journal.seed
+                self._play(rounds, num_rounds, evaluate, on_round, journal)
         results = {track.name: track.result for track in tracks}
         return next(iter(results.values())) if one else results
 
@@ -178,10 +207,17 @@ class FedMT(Strategy):
         num_rounds: int,
         evaluate: TaskEvaluateFn | None,
         on_round: Callable[[FederationRound], None] | None,
+        journal: Journal | None = None,
     ) -> None:
-        begin, failure = time.monotonic(), ""
-        _evaluate_here(evaluate, 0, rounds.tracks)
-        for number in range(1, num_rounds + 2):
+        begin, failure, done = time.monotonic(), "", 0
+        if journal:
+            done, num_rounds = journal.round, max(journal.round, num_rounds)
+            for earlier in journal.history:
+                if on_round:
+                    on_round(earlier)
+        if not done:
+            _evaluate_here(evaluate, 0, rounds.tracks)
+        for number in range(done + 1, num_rounds + 2):
             final = number > num_rounds
             _log.info("[EVALUATION]" if final else f"[ROUND {number}/{num_rounds}]")
             played = rounds.play(number, final=final)
@@ -189,6 +225,8 @@ class FedMT(Strategy):
             failure = failure or _first_failure(played)
             if not final:
                 _evaluate_here(evaluate, number, rounds.tracks)
+                if journal:
+                    journal.save(played)
             if on_round:
                 on_round(played)
         _log.info("FedMT finished in %.2f s", time.monotonic() - begin)
@@ -261,7 +299,14 @@ class FedMT(Strategy):
             return configure(server_round, arrays, config, grid)
         if self._merged is None or self._merged.grid is not grid:
             tracks = make_tracks(self._strategies, dict.fromkeys(self._strategies, ArrayRecord()))
-            self._merged = Rounds(grid, tracks, discover=True, timeout=3600, join_timeout=self._join_timeout)
+            self._merged = Rounds(
+                grid,
+                tracks,
+                discover=True,
+                timeout=3600,
+                join_timeout=self._join_timeout,
+                seed=self._seed,
+            )
         rounds = self._merged
         models, settings = codec.split(arrays), codec.split(config)
         shared = {key: value for key, value in config.items() if "/" not in key}
