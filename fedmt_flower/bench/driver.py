@@ -42,12 +42,12 @@ DRIVERS = {
 BUDGETS_S = {
     "allocation": 340.0,
     "faults": 60.0,
-    "equality": 60.0,
+    "equality": 90.0,
     "federation": 120.0,
     "rv_sweep": 160.0,
     "timeline": 30.0,
-    "occupancy": 50.0,
-    "autotune": 60.0,
+    "occupancy": 75.0,
+    "autotune": 130.0,
 }
 """How long each takes samples if nothing else is said."""
 

@@ -55,7 +55,7 @@ def settings(quick: bool) -> dict[str, Json]:
     tasks = (
         ("forms", "progression", "cells") if quick else ("resnet18", "mobilenet_v3_large", "shufflenet_v2")
     )
-    own = [f"tasks.{task}.parameters.{'epochs=1' if quick else 'volume=0.5'}" for task in tasks]
+    own = [f"++tasks.{task}.parameters.{'epochs=1' if quick else 'volume=0.5'}" for task in tasks]
     return {
         "overrides": [f"tasks={'hospital' if quick else 'fashion'}", "allocation=isolated", *own],
         "tasks": list(tasks),
@@ -137,10 +137,10 @@ class _Deployment:
         deadline = time.monotonic() + patience_s
         while not (status := self._status(number)).startswith("finished"):
             if time.monotonic() > deadline:
-                raise EngineError(f"the federation had not ended after {patience_s:.0f} s; {self._logs()}")
+                raise EngineError(f"the federation had not ended after {patience_s:.0f} s: {self._errors(number)}")
             time.sleep(0.5)
         if status != "finished:completed":
-            raise EngineError(f"the federation ended as {status}; {self._logs()}")
+            raise EngineError(f"the federation ended as {status}: {self._errors(number)}")
 
     def _status(self, number: str) -> str:
         return str(self._flwr("list", "bench", "--run-id", number)["runs"][0]["status"])
@@ -157,10 +157,14 @@ class _Deployment:
             raise EngineError(f"flwr {words[0]} failed: {' '.join(done.stdout.split())}")
         return answer
 
-    def _logs(self) -> str:
-        """The last line of each log."""
-        logs = sorted(self.directory.glob("*.log"))
-        return "; ".join(f"{log.stem}: {(log.read_text().splitlines() or [''])[-1].strip()}" for log in logs)
+    def _errors(self, number: str) -> str:
+        """What the run's own log calls an error; what went wrong in a server app stands only there."""
+        command = [_program("flwr"), "log", number, "bench", "--show"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self.environment, timeout=60, check=False
+        )
+        lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+        return " | ".join([line for line in lines if "Error" in line][-3:]) or "its log names no error"
 
 
 @contextmanager

@@ -30,9 +30,12 @@ _LONGEST_PIPE = 80
 _STEP = 2
 """SMs come in pairs (a TPC): on 132 SMs, 60 % gives 78, 33 % 42 and 30 % 38."""
 
+_LEAST = 8
+"""The fewest that a client is given: 1 % gives 8 of 132."""
+
 
 def multiprocessors_of(budget: float, total: int) -> int:
-    """SMs that a budget of `budget` % comes to on a GPU of `total` SMs: rounded down to a pair, at least one.
+    """SMs that a budget of `budget` % comes to on a GPU of `total` SMs: rounded down to a pair, at least 8.
 
     Raises
     ------
@@ -41,7 +44,7 @@ def multiprocessors_of(budget: float, total: int) -> int:
     """
     check_budget("a task", budget)
     # The epsilon keeps a third of 132 SMs, 33.333… %, at 44 where the arithmetic is exact.
-    return min(total, max(_STEP, _STEP * math.floor(total * budget / (100 * _STEP) + 1e-9)))
+    return min(total, max(_LEAST, _STEP * math.floor(total * budget / (100 * _STEP) + 1e-9)))
 
 
 def percentage_for(level: int, total: int) -> int:

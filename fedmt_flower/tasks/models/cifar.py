@@ -57,7 +57,7 @@ def vgg16(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
     """
     features: nn.Sequential = make_layers(cfgs["D"], batch_norm=True)
     features[0] = nn.Conv2d(in_channels, 64, kernel_size=3, padding=1)
-    features[-1] = nn.AdaptiveMaxPool2d(1)  # the same for 32×32 pixels, and fits 28×28
+    features[-1] = nn.MaxPool2d(2, ceil_mode=True)  # the same for 32×32 pixels, and fits 28×28
     for layer in features.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
