@@ -30,6 +30,8 @@ run: $(RUN_READY)
 test: $(DEV_READY) $(OLDEST)/.ready
 	$(BIN)/python -m pytest -q
 	@echo "Now the federation on flwr $(OLDEST_FLWR), the oldest claimed:"
+	@PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -c \
+		'from importlib.metadata import version as v; assert v("flwr").startswith("$(OLDEST_FLWR)."), v("flwr")'
 	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest -q tests/federation
 
 check: $(DEV_READY)
