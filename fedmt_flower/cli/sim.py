@@ -64,13 +64,17 @@ def _sweep(overrides: list[str], *, as_json: bool) -> int:
     from fedmt_flower.federation.compose import compose, expand
 
     combinations = expand(overrides)
-    folder = compose(combinations[0]).folder
+    first = compose(combinations[0])
+    folder, checkpoint = first.folder, first.federation.checkpoint
     swept: dict[str, tuple[dict[str, str], Settings]] = {}
     for index, words in enumerate(combinations):
         own = [word for word in words if not all(word in others for others in combinations)]
         name = "_".join([str(index), *own]).replace("/", "-")
         choices = dict(word.lstrip("+").split("=", 1) for word in own)
-        swept[name] = choices, compose([*words, f"folder='{folder / name}'"])
+        places = [f"folder='{folder / name}'"]
+        if checkpoint:
+            places.append(f"federation.checkpoint='{Path(checkpoint) / name}'")
+        swept[name] = choices, compose([*words, *places])
     sweep_folder = SweepFolder.create(folder, {name: choices for name, (choices, _) in swept.items()})
     jobs = []
     for number, (choices, settings) in enumerate(swept.values(), start=1):

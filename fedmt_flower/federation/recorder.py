@@ -26,11 +26,14 @@ _VERSIONS = ("fedmt_flower", "flwr", "torch")
 class Recorder:
     """Keeps the folder of a run up to date, round by round.
 
-    What is in the folder is whole at any time: a run that is killed leaves all its finished rounds.
+    What is in the folder is whole at any time: a run that is killed leaves all its finished rounds. One that
+    goes on from a checkpoint writes them again.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.folder = RunFolder.create(settings.folder, settings.text)
+        self.folder = RunFolder.create(
+            settings.folder, settings.text, again=bool(settings.federation.checkpoint)
+        )
         self._settings = settings
         self._rounds: list[FederationRound] = []
         self._files: dict[str, tuple[str, str]] = {}

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from fedmt_flower.errors import FedMTError
+from fedmt_flower.federation.durable import extend_file, replace_file
 from fedmt_flower.federation.record import Entry, Summary
 from fedmt_flower.federation.trace import trace
 
@@ -56,18 +56,9 @@ class _Folder:
     def write(self, name: str, content: bytes) -> None:
         """Replace the file `name` by `content`; what was there stays if that fails."""
         target = self.path / name
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
         with self._guarded(f"{name} not written"):
-            try:
-                target.parent.mkdir(exist_ok=True)
-                with aside.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                aside.replace(target)
-            except BaseException:
-                aside.unlink(missing_ok=True)
-                raise
+            target.parent.mkdir(exist_ok=True)
+            replace_file(target, lambda file: file.write(content))
 
     def _decode(self, name: str, content: bytes, kind: type[_T]) -> _T:
         try:
@@ -90,15 +81,22 @@ class RunFolder(_Folder):
     """The folder of one run."""
 
     @classmethod
-    def create(cls, path: Path, config: str) -> RunFolder:
+    def create(cls, path: Path, config: str, *, again: bool = False) -> RunFolder:
         """Make the folder and save `config` in it.
+
+        If `again`, that of a run of the very same configuration is taken, without its rounds.
 
         Raises
         ------
         RunFolderError
-            If there is something at `path` already, or it cannot be written.
+            If there is something else at `path` already, or it cannot be written.
         """
         folder = cls(path)
+        if again and folder._is_of(config):
+            with folder._guarded("cannot be emptied"):
+                for name in (ROUNDS, SUMMARY):
+                    (path / name).unlink(missing_ok=True)
+            return folder
         folder.make()
         folder.write(CONFIG, config.encode())
         return folder
@@ -110,19 +108,15 @@ class RunFolder(_Folder):
             raise RunFolderError(f"run folder {path}: no run there (it has no {CONFIG})")
         return cls(path)
 
+    def _is_of(self, config: str) -> bool:
+        path = self.path / CONFIG
+        return path.is_file() and path.read_bytes() == config.encode()
+
     def append(self, lines: Iterable[Entry]) -> None:
         """Add `lines` to the rounds, all of them or none."""
         content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
-        with self._guarded(f"{ROUNDS} not extended"), (self.path / ROUNDS).open("ab", buffering=0) as file:
-            before = os.fstat(file.fileno()).st_size
-            try:
-                remaining = memoryview(content)
-                while remaining:
-                    remaining = remaining[file.write(remaining) :]
-                os.fsync(file.fileno())
-            except BaseException:
-                file.truncate(before)
-                raise
+        with self._guarded(f"{ROUNDS} not extended"):
+            extend_file(self.path / ROUNDS, content)
 
     def save_summary(self, summary: Summary) -> None:
         """Replace the summary."""

@@ -42,10 +42,14 @@ def federate(
     Raises
     ------
     FederationError
-        If no site connects, or no task was updated in any round.
+        If no site connects, no task was updated in any round, or the checkpoints cannot be gone on from.
     """
     federation = settings.federation
-    strategy = build_fedmt(federation.strategies_of(task.name for task in settings.tasks))
+    strategy = build_fedmt(
+        federation.strategies_of(task.name for task in settings.tasks),
+        checkpoint=federation.checkpoint,
+        seed=federation.seed,
+    )
     _wait_for_sites(grid, federation.sites, federation.join_timeout_s)
     results = strategy.start(
         grid,

@@ -90,6 +90,9 @@ class FederationSettings:
         Everything random derives from it; 0 or more.
     timeout_s
         Seconds after which the server gives up on a site's answer.
+    checkpoint
+        Folder that is given a checkpoint after every round, and from which the same run goes on after it was
+        cut off; empty: none.
     strategy
         The strategy of every task that `strategies` does not name.
     strategies
@@ -101,6 +104,7 @@ class FederationSettings:
     join_timeout_s: float = 30.0
     seed: int = 0
     timeout_s: float = 3600.0
+    checkpoint: str = ""
     strategy: StrategySettings = field(default_factory=StrategySettings)
     strategies: Mapping[str, StrategySettings] = field(default_factory=dict)
 
@@ -200,7 +204,11 @@ def read_settings(
         _collect(lambda: plan_round(allocation, names), "", problems)
     distinct = {task.name.casefold(): task.name for task in known}.values()
     if distinct and federation:
-        _collect(lambda: build_fedmt(federation.strategies_of(distinct)), "", problems)
+        _collect(
+            lambda: build_fedmt(federation.strategies_of(distinct), checkpoint=federation.checkpoint),
+            "",
+            problems,
+        )
     if problems or not (data and allocation and device and federation):
         raise ConfigError(*problems)
     return Settings(

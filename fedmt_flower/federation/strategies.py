@@ -27,8 +27,12 @@ class StrategySettings:
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
 
 
-def build_fedmt(chosen: Mapping[str, StrategySettings]) -> FedMT:
+def build_fedmt(
+    chosen: Mapping[str, StrategySettings], *, checkpoint: str = "", seed: int | None = None
+) -> FedMT:
     """The strategy of a federation whose tasks are aggregated as `chosen` for each.
+
+    `checkpoint`, if any, and `seed` are those of `FedMT`.
 
     Raises
     ------
@@ -44,7 +48,7 @@ def build_fedmt(chosen: Mapping[str, StrategySettings]) -> FedMT:
             problems += error.problems
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return FedMT(made, discover=True)
+    return FedMT(made, discover=True, checkpoint=checkpoint or None, seed=seed)
 
 
 def build_strategy(settings: StrategySettings) -> Strategy:

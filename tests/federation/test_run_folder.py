@@ -120,3 +120,16 @@ def test_the_trace_lays_every_span_on_its_site_and_task(folder: RunFolder) -> No
     assert names[slices[1]["pid"], None] == "site site-1"
     assert [e["ts"] for e in slices] == [0.5e6, 0.5e6, 10.5e6]
     assert {e["dur"] for e in slices} == {1.5e6}
+
+
+def test_the_folder_of_a_run_that_goes_on_is_taken_again(folder: RunFolder) -> None:
+    folder.append([entry(1)])
+    config = (folder.path / "config.yaml").read_text()
+    again = RunFolder.create(folder.path, config, again=True)
+    assert again.rounds() == ()
+    again.append([entry(1)])
+    with pytest.raises(RunFolderError, match="exists already"):
+        RunFolder.create(folder.path, config + "seed: 1\n", again=True)
+    with pytest.raises(RunFolderError, match="exists already"):
+        RunFolder.create(folder.path, config)
+    assert folder.rounds() == (entry(1),)
