@@ -91,5 +91,5 @@ def _news(done: FederationRound) -> str:
         metric = headline(metrics)
         parts.append(f"{name} {metric} {number(metrics[metric])}" if metric else f"{name} –")
         if task.failures:
-            parts[-1] += f" ({len(task.failures)} left out)"
+            parts[-1] += f" ({plural(len(task.failures), 'failure')})"
     return "  ".join(parts)

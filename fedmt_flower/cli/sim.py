@@ -126,7 +126,7 @@ def _verdict(jobs: Sequence[Job]) -> int:
             lines.append(f"{where}{job.error}")
         for name, task in job.summary.tasks.items() if job.summary else ():
             if count := len(task.failures):
-                lines.append(f"{where}task {name}: {plural(count, 'update')} left out; {task.failures[0]}")
+                lines.append(f"{where}task {name}: {plural(count, 'failure')}, the first: {task.failures[0]}")
     for line in lines:
         print(f"fedmt: {line}", file=sys.stderr)
     return int(bool(lines))

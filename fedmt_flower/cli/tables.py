@@ -32,7 +32,7 @@ def run_tables(summary: Summary) -> RenderableType:
     for heading in ("before", "after", "samples", "samples/s", "budget", level):
         table.add_column(heading, justify="right")
     if any(task.failures for task in summary.tasks.values()):
-        table.add_column("left out", justify="right", style="red")
+        table.add_column("failures", justify="right", style="red")
     for name, task in summary.tasks.items():
         table.add_row(name, *_cells(task))
     return Group(_title(summary), "", table, "")

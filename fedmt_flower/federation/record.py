@@ -90,7 +90,7 @@ class TaskSummary:
     budget, level
         The budget in per cent of the last planned round and what it came to (threads, or SMs).
     failures
-        One line for each update that was left out.
+        One line for each update that was left out, and for each round that the task lost.
     weights, load
         File of the final weights within the run's folder, and the line of Python that loads it.
     """
