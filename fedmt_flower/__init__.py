@@ -6,16 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedmt_flower.domain.round import TaskRules
     from fedmt_flower.domain.task import Task
     from fedmt_flower.federation.client import MultiTaskClient, client_app
     from fedmt_flower.federation.strategy import FedMT
 
-__all__ = ["FedMT", "MultiTaskClient", "Task", "client_app"]
+__all__ = ["FedMT", "MultiTaskClient", "Task", "TaskRules", "client_app"]
 
 _HOMES = {
     "FedMT": "fedmt_flower.federation.strategy",
     "MultiTaskClient": "fedmt_flower.federation.client",
     "Task": "fedmt_flower.domain.task",
+    "TaskRules": "fedmt_flower.domain.round",
     "client_app": "fedmt_flower.federation.client",
 }
 

@@ -14,7 +14,7 @@ from fedmt_flower.device.job import job_of, report_of, spans_of
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.worker_handle import WorkerHandle
 from fedmt_flower.domain.plan import RoundPlan, Sharing, TaskPlan
-from fedmt_flower.domain.round import RoundOrder, RoundReport, Span, Status, TaskReport
+from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport, Span, Status, TaskReport
 from fedmt_flower.errors import EngineError, TaskError
 from fedmt_flower.planning.allocation import plan_round
 
@@ -108,9 +108,10 @@ class Round:
         order, name = self._order, plan.task
         assignment = self._assignments[name]
         worker: WorkerHandle | None = None
+        limit, whose = self._limit(assignment)
         try:
             async with (
-                asyncio.timeout(order.deadline_s),
+                asyncio.timeout(limit),
                 self._pool.worker(order.run, assignment.task, self._seats[name]) as worker,
             ):
                 self._working.add(worker)
@@ -118,7 +119,7 @@ class Round:
                 job = job_of(order, assignment, plan)
                 result, update = await worker.do(job, self._weights[name], on_progress)
         except TimeoutError:
-            cause = f"{self._where(name)}: no result within its deadline of {order.deadline_s:g} s"
+            cause = f"{self._where(name)}: no result within {whose}"
         except TaskError as error:
             cause = str(error)
         except EngineError as error:
@@ -141,6 +142,14 @@ class Round:
             level=self._seats[name].level,
             pid=0 if worker is None else worker.pid,
         )
+
+    def _limit(self, assignment: Assignment) -> tuple[float | None, str]:
+        """Seconds left for a task that begins now, and what limits them."""
+        own, given = self._order.deadline_s, assignment.deadline_s
+        left = None if given is None else max(0.0, self._arrival + given - time.monotonic())
+        if left is not None and (own is None or left < own):
+            return left, f"the federation's deadline of {given:g} s since the round arrived"
+        return own, f"its deadline of {own:g} s" if own else "no deadline"
 
     async def _watch(self) -> None:
         """End the workers if the device is lost to them: they might wait for it for ever."""

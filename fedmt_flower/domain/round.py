@@ -5,6 +5,7 @@ Arrays travel beside these values, never in them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -53,12 +54,62 @@ class Phase(StrEnum):
 class Assignment:
     """One task of a round: the task, and the server's configuration for it in this round.
 
-    `parameters` override the task's own hyperparameters of the same name.
+    `parameters` override the task's own hyperparameters of the same name. `deadline_s` is the federation's
+    own limit, in seconds since the order arrived; None if it has none.
     """
 
     task: Task
     mode: Mode = Mode.TRAIN_AND_EVALUATE
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    deadline_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ConfigError(
+                f"deadline_s of task {self.task.name!r}: got {self.deadline_s}, expected more than 0 seconds"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRules:
+    """What a task asks of each round of its federation.
+
+    Parameters
+    ----------
+    quorum
+        Sites whose updates it takes to make a new model; with fewer the task keeps its model. 0 leaves that
+        to its strategy.
+    deadline_s
+        Seconds that a site has from the arrival of a round. Then its engine gives the task up, and says so.
+    grace_s
+        Seconds beyond `deadline_s`, of the slowest of a site's tasks, that the server waits for its answer:
+        the message's way there and back, and the start of the client. An answer after that is dropped.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of its range.
+    """
+
+    quorum: int = 0
+    deadline_s: float | None = None
+    grace_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.quorum < 0:
+            problems.append(f"quorum: got {self.quorum}, expected 0 sites or more")
+        if self.deadline_s is not None and not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
+            problems.append(f"deadline_s: got {self.deadline_s}, expected more than 0 seconds, or none")
+        if not (math.isfinite(self.grace_s) and self.grace_s >= 0):
+            problems.append(f"grace_s: got {self.grace_s}, expected 0 seconds or more")
+        if problems:
+            raise ConfigError(*problems)
+
+    @property
+    def patience_s(self) -> float:
+        """How long an answer is waited for, in seconds; infinite without a deadline."""
+        return math.inf if self.deadline_s is None else self.deadline_s + self.grace_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ ConfigRecord. *Legacy*: either of the two in the records that a `client_fn` app 
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -46,6 +46,7 @@ V = TypeVar("V")
 class _Header:
     round: int
     modes: dict[str, Mode]
+    deadlines: dict[str, float] = field(default_factory=dict)
 
 
 # --- Hello ---------------------------------------------------------------------------------------------
@@ -88,7 +89,8 @@ def encode_package(round_number: int, parts: Mapping[str, Part]) -> RecordDict:
     arrays = flatten({task: part.arrays for task, part in parts.items()}, ArrayRecord())
     config = flatten({task: part.config for task, part in parts.items()}, ConfigRecord())
     modes = {task: part.mode for task, part in parts.items()}
-    config[_JSON] = _to_json(_Header(round=round_number, modes=modes))
+    deadlines = {task: part.deadline_s for task, part in parts.items() if part.deadline_s is not None}
+    config[_JSON] = _to_json(_Header(round=round_number, modes=modes, deadlines=deadlines))
     return RecordDict({ARRAYS: arrays, CONFIG: config})
 
 
@@ -120,7 +122,12 @@ def _shares(weights: Weights, config: Mapping[str, Any]) -> tuple[int, dict[str,
     header = _from_json(config[_JSON], _Header)
     arrays, configs = split(weights), split(config)
     shares = {
-        task: Share(mode=mode, weights=arrays.get(task, {}), config=configs.get(task, {}))
+        task: Share(
+            mode=mode,
+            weights=arrays.get(task, {}),
+            config=configs.get(task, {}),
+            deadline_s=header.deadlines.get(task),
+        )
         for task, mode in header.modes.items()
     }
     return header.round, shares

@@ -6,11 +6,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+
+_log = logging.getLogger("flwr.fedmt")
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 0.5
@@ -29,20 +32,17 @@ def push(grid: Grid, messages: Sequence[Message]) -> list[str]:
     return [one if one in taken else "" for one in own]
 
 
-def replies(
-    grid: Grid, pending: set[str], timeout: float, needed: Set[str] | None = None
-) -> Iterator[Message]:
-    """Yield replies as they come, until none is wanted or `timeout` seconds have passed.
+def replies(grid: Grid, pending: set[str], needed: Mapping[str, float]) -> Iterator[Message]:
+    """Yield replies as they come, until none is wanted or the wait for them is over.
 
     Parameters
     ----------
     pending
         Ids of the messages to look for; an id is taken out when its reply is in.
     needed
-        Those of them to wait for; None waits for all.
+        Those of them to wait for, with the seconds to wait for each.
     """
-    needed = frozenset(pending) if needed is None else needed
-    deadline = time.monotonic() + timeout
+    begin = time.monotonic()
     pause = _FIRST_PAUSE_S
     while pending:
         for reply in grid.pull_messages(set(pending)):
@@ -50,18 +50,41 @@ def replies(
             if reply.metadata.reply_to_message_id in pending:
                 pending.remove(reply.metadata.reply_to_message_id)
                 yield reply
-        left = deadline - time.monotonic()
-        if not needed & pending or left <= 0:
+        left = begin - time.monotonic() + max((needed[one] for one in pending & needed.keys()), default=0)
+        if left <= 0:
             return
         time.sleep(min(pause, left))
         pause = min(1.5 * pause, _LONGEST_PAUSE_S)
 
 
-def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> list[Message | None]:
-    """Send `messages` and wait at most `timeout` seconds; their replies in order, None for one missing."""
-    ids = push(grid, messages)
-    received = {
-        reply.metadata.reply_to_message_id: reply
-        for reply in replies(grid, {one for one in ids if one}, timeout)
-    }
-    return [received.get(one) for one in ids]
+class Post:
+    """Exchanges messages with the nodes of a grid, and drops what comes too late."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._overdue: dict[str, str] = {}
+
+    def exchange(
+        self, messages: Sequence[Message], patience: Sequence[float], names: Sequence[str]
+    ) -> list[Message | None]:
+        """Send `messages` and wait `patience` seconds for each; their replies in order, None for one missing.
+
+        Parameters
+        ----------
+        names
+            What a reply to each message is, for the log if it comes too late.
+        """
+        ids = push(self._grid, messages)
+        needed = {one: seconds for one, seconds in zip(ids, patience, strict=True) if one}
+        received: dict[str, Message] = {}
+        # A late reply that nobody fetches stays in the SuperLink's memory for as long as the run.
+        for reply in replies(self._grid, {*needed, *self._overdue}, needed):
+            answered = reply.metadata.reply_to_message_id
+            if answered in self._overdue:
+                _log.warning("Late and dropped: %s", self._overdue.pop(answered))
+            else:
+                received[answered] = reply
+        self._overdue |= {
+            one: name for one, name in zip(ids, names, strict=True) if one and one not in received
+        }
+        return [received.get(one) for one in ids]

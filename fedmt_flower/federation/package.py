@@ -36,6 +36,7 @@ class Part:
     mode: Mode
     arrays: ArrayRecord
     config: ConfigRecord
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Share:
     mode: Mode
     weights: Weights
     config: Mapping[str, ConfigRecordValues]
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

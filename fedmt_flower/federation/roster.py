@@ -130,7 +130,7 @@ class Roster:
             new = {one: node for one, (node, _) in zip(push(grid, messages), questions, strict=True) if one}
             self._asked |= new
             questions = []
-            for reply in replies(grid, set(self._asked), _ANSWER_S, needed=set(new)):
+            for reply in replies(grid, set(self._asked), dict.fromkeys(new, _ANSWER_S)):
                 node = self._asked.pop(reply.metadata.reply_to_message_id)
                 if self._learn(node, reply):
                     questions.append((node, _GET_PROPERTIES))

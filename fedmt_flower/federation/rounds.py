@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedmt_flower.domain.history import FederationRound, TaskRound
 from fedmt_flower.errors import FederationError, FedMTError, TaskError
-from fedmt_flower.federation.exchange import exchange
+from fedmt_flower.federation.exchange import Post
 from fedmt_flower.federation.resumption import drawing
 from fedmt_flower.federation.roster import Roster
 from fedmt_flower.federation.tracks import Track
@@ -20,6 +20,8 @@ from fedmt_flower.federation.turn import Kind, Turn
 from fedmt_flower.federation.views import TaskGrid
 
 _log = logging.getLogger("flwr.fedmt")
+
+_LOOK_EVERY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class Rounds:
         self.seed = seed
         self._timeout = timeout
         self._join_timeout = join_timeout
+        self._post = Post(grid)
         self._roster = Roster(tuple(track.name for track in tracks), discover=discover)
         self._alone = len(tracks) == 1
         self._short: dict[tuple[str, Kind], int] = {}
@@ -117,17 +120,19 @@ class Rounds:
                     f"no node connected within {self._timeout:g} s: start the SuperNodes, or give more time"
                 )
             _log.info("Waiting for a node to connect")
-            time.sleep(1)
+            time.sleep(_LOOK_EVERY_S)
             self._roster.refresh(self.grid)
         return time.monotonic() + self._join_timeout
 
     def turn(self, number: int) -> Turn:
         """A new exchange of round `number`."""
-        specs = {track.name: track.spec() for track in self.tracks}
-        return Turn(number, self._roster, specs, {track.name: track.weighted_by for track in self.tracks})
+        return Turn(number, self._roster, self.tracks)
 
     def ask(self, track: Track, kind: Kind, number: int, turn: Turn, deadline: float) -> None:
-        """Let the strategy of `track` say what it wants of which node."""
+        """Let the strategy of `track` say what it wants of which node; nothing below its quorum."""
+        if kind is Kind.TRAIN and (hosts := self._gather(track, deadline)) < track.rules.quorum:
+            self._outcomes[track.name].failures.append(_too_few(track, f"nodes that host it: {hosts}"))
+            return
         messages = self._configure(track, kind, number, deadline)
         try:
             turn.ask(track.name, kind, messages)
@@ -139,6 +144,10 @@ class Rounds:
         outcome = self._outcomes[track.name]
         outcome.failures += turn.failures[track.name]
         replies = self._in_order(turn.replies(track.name, Kind.TRAIN))
+        sites = turn.sites(track.name, Kind.TRAIN)
+        if len(sites) < track.rules.quorum:
+            outcome.failures.append(_too_few(track, f"updates: {len(sites)}"))
+            return
         try:
             _check_weights(track, replies)
             with drawing(self.seed, number, track.name, "aggregate_train"):
@@ -151,7 +160,7 @@ class Rounds:
             return
         track.arrays = track.result.arrays = arrays
         track.updates += 1
-        outcome.sites = turn.sites(track.name, Kind.TRAIN)
+        outcome.sites = sites
         if metrics is not None:
             track.result.train_metrics_clientapp[number] = metrics
             outcome.train_metrics = _floats(metrics)
@@ -232,6 +241,19 @@ class Rounds:
             self._blame(track, configure.__name__, error)
         return []
 
+    def _gather(self, track: Track, deadline: float) -> int:
+        """How many nodes host the task of `track`, once it has its quorum or was waited for."""
+        key = track.name, Kind.TRAIN
+        while (hosts := len(self._roster.hosts(track.name))) < track.rules.quorum:
+            if hosts <= self._short.get(key, -1):
+                break
+            if time.monotonic() > deadline:
+                self._short[key] = hosts
+                break
+            time.sleep(_LOOK_EVERY_S)
+            self._roster.refresh(self.grid)
+        return hosts
+
     def _look_again(self, task: str) -> list[int]:
         self._roster.refresh(self.grid)
         return [peer.node for peer in self._roster.hosts(task)]
@@ -246,14 +268,17 @@ class Rounds:
 
     def _exchange(self, turn: Turn) -> None:
         nodes = turn.nodes()
-        received = exchange(self.grid, [turn.message(node) for node in nodes], self._timeout)
-        by_node = dict(zip(nodes, received, strict=True))
-        again = self._roster.reconsider(self.grid, by_node)
+        by_node = self._send(turn, nodes)
         # On the wire that they turned out to speak: the round is not lost.
-        received = exchange(self.grid, [turn.message(node) for node in again], self._timeout)
-        by_node.update(zip(again, received, strict=True))
+        by_node |= self._send(turn, self._roster.reconsider(self.grid, by_node))
         for node, reply in by_node.items():
             turn.take(node, reply)
+
+    def _send(self, turn: Turn, nodes: list[int]) -> dict[int, Message | None]:
+        messages = [turn.message(node) for node in nodes]
+        patience = [min(turn.patience(node), self._timeout) for node in nodes]
+        received = self._post.exchange(messages, patience, [turn.name(node) for node in nodes])
+        return dict(zip(nodes, received, strict=True))
 
     def _blame(self, track: Track, method: str, error: Exception) -> None:
         text = " ".join(str(error).split())
@@ -283,6 +308,10 @@ class Rounds:
             )
             for task, outcome in self._outcomes.items()
         }
+
+
+def _too_few(track: Track, what: str) -> str:
+    return f"task {track.name!r}: {what}, fewer than its quorum of {track.rules.quorum}; it keeps its model"
 
 
 def _check_weights(track: Track, replies: list[Message]) -> None:

@@ -45,8 +45,10 @@ def federate(
         If no site connects, no task was updated in any round, or the checkpoints cannot be gone on from.
     """
     federation = settings.federation
+    names = [task.name for task in settings.tasks]
     strategy = build_fedmt(
-        federation.strategies_of(task.name for task in settings.tasks),
+        federation.strategies_of(names),
+        rules=federation.rules_of(names),
         checkpoint=federation.checkpoint,
         seed=federation.seed,
     )

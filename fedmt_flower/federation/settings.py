@@ -14,6 +14,7 @@ import msgspec
 
 from fedmt_flower.domain.allocation import Allocation
 from fedmt_flower.domain.device import DeviceSettings
+from fedmt_flower.domain.round import TaskRules
 from fedmt_flower.domain.task import Scalar, Task, check_unique
 from fedmt_flower.errors import ConfigError, expected_one_of
 from fedmt_flower.federation.strategies import StrategySettings, build_fedmt
@@ -97,6 +98,10 @@ class FederationSettings:
         The strategy of every task that `strategies` does not name.
     strategies
         Strategies by task.
+    rules
+        What every task that `task_rules` does not name asks of each round.
+    task_rules
+        Rules by task.
     """
 
     rounds: int = 3
@@ -107,6 +112,8 @@ class FederationSettings:
     checkpoint: str = ""
     strategy: StrategySettings = field(default_factory=StrategySettings)
     strategies: Mapping[str, StrategySettings] = field(default_factory=dict)
+    rules: TaskRules = field(default_factory=TaskRules)
+    task_rules: Mapping[str, TaskRules] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         least = {"rounds": 1, "sites": 1, "seed": 0}
@@ -126,6 +133,10 @@ class FederationSettings:
     def strategies_of(self, tasks: Iterable[str]) -> dict[str, StrategySettings]:
         """The strategy of each of `tasks`."""
         return {task: self.strategies.get(task, self.strategy) for task in tasks}
+
+    def rules_of(self, tasks: Iterable[str]) -> dict[str, TaskRules]:
+        """The rules of each of `tasks`."""
+        return {task: self.task_rules.get(task, self.rules) for task in tasks}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,8 +204,9 @@ def read_settings(
         problems += _volume_problems(data, len(names), federation.sites)
     if federation:
         problems += [
-            f"federation.strategies: there is no task {name!r}; {expected_one_of(name, names)}"
-            for name in federation.strategies
+            f"federation.{key}: there is no task {name!r}; {expected_one_of(name, names)}"
+            for key in ("strategies", "task_rules")
+            for name in getattr(federation, key)
             if name not in names
         ]
     known = tuple(task for task in tasks if task)

@@ -126,7 +126,9 @@ class Site:
                     f"{type(value).__name__}, expected a bool, int, float or str"
                 )
             parameters[key] = value
-        return Assignment(task=task, mode=Mode(share.mode), parameters=parameters)
+        return Assignment(
+            task=task, mode=Mode(share.mode), parameters=parameters, deadline_s=share.deadline_s
+        )
 
 
 def site_of(

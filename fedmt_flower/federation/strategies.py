@@ -11,6 +11,7 @@ from typing import Any
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from fedmt_flower.domain.round import TaskRules
 from fedmt_flower.domain.task import Scalar
 from fedmt_flower.errors import ConfigError, expected_one_of
 from fedmt_flower.federation.strategy import FedMT
@@ -28,11 +29,15 @@ class StrategySettings:
 
 
 def build_fedmt(
-    chosen: Mapping[str, StrategySettings], *, checkpoint: str = "", seed: int | None = None
+    chosen: Mapping[str, StrategySettings],
+    *,
+    rules: Mapping[str, TaskRules] | None = None,
+    checkpoint: str = "",
+    seed: int | None = None,
 ) -> FedMT:
     """The strategy of a federation whose tasks are aggregated as `chosen` for each.
 
-    `checkpoint`, if any, and `seed` are those of `FedMT`.
+    The other arguments are those of `FedMT`.
 
     Raises
     ------
@@ -48,7 +53,7 @@ def build_fedmt(
             problems += error.problems
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return FedMT(made, discover=True, checkpoint=checkpoint or None, seed=seed)
+    return FedMT(made, discover=True, rules=rules, checkpoint=checkpoint or None, seed=seed)
 
 
 def build_strategy(settings: StrategySettings) -> Strategy:

@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedmt_flower.domain.history import FederationRound
-from fedmt_flower.errors import ConfigError, FederationError
+from fedmt_flower.domain.round import TaskRules
+from fedmt_flower.errors import ConfigError, FederationError, expected_one_of
 from fedmt_flower.federation import codec
 from fedmt_flower.federation.resumption import Journal, settings_of
 from fedmt_flower.federation.rounds import Rounds
@@ -50,6 +51,8 @@ class FedMT(Strategy):
     join_timeout
         Seconds of a round that a task may wait for more nodes if its strategy wants more than host it.
         None: 60 with several tasks, and without limit, as Flower does, with one.
+    rules
+        What a task asks of each round (a quorum, a deadline): by task, or the same for all.
     checkpoint
         Folder that is given a checkpoint after every round. If it has any, `start` goes on from the last
         complete round, to the same bits as if it had not been cut off. None keeps nothing.
@@ -69,6 +72,7 @@ class FedMT(Strategy):
         *,
         discover: bool | None = None,
         join_timeout: float | None = None,
+        rules: Mapping[str, TaskRules] | TaskRules | None = None,
         checkpoint: Path | str | None = None,
         seed: int | None = None,
     ) -> None:
@@ -78,6 +82,13 @@ class FedMT(Strategy):
             problems.append("discover: False works with one task only; leave it out")
         if join_timeout is not None and not join_timeout >= 0:
             problems.append(f"join_timeout: got {join_timeout}, expected 0 seconds or more")
+        if isinstance(rules, TaskRules):
+            rules = dict.fromkeys(strategies, rules)
+        problems += [
+            f"rules: {task!r} is no task of this FedMT; {expected_one_of(task, strategies)}"
+            for task in rules or {}
+            if task not in strategies
+        ]
         if seed is not None and seed < 0:
             problems.append(f"seed: got {seed}, expected 0 or more")
         if problems:
@@ -87,6 +98,7 @@ class FedMT(Strategy):
         # Now: a strategy that has aggregated is no longer as it was made.
         self._made = settings_of(strategies) if checkpoint is not None else {}
         self._seed = seed
+        self._rules = dict(rules or {})
         self._discover = several if discover is None else discover
         if join_timeout is None:
             join_timeout = _JOIN_TIMEOUT_S if several else math.inf
@@ -180,7 +192,7 @@ class FedMT(Strategy):
             _log.warning("FedMT.start does not use %s", ", ".join(sorted(extra)))
         one = isinstance(initial_arrays, ArrayRecord)
         models = by_task("initial_arrays", initial_arrays, ArrayRecord, tuple(self._strategies))
-        tracks = make_tracks(self._strategies, models, train_config, evaluate_config)
+        tracks = make_tracks(self._strategies, models, train_config, evaluate_config, self._rules)
         rounds = Rounds(
             grid,
             tracks,
@@ -298,7 +310,8 @@ class FedMT(Strategy):
             configure = self._single.configure_train if train else self._single.configure_evaluate
             return configure(server_round, arrays, config, grid)
         if self._merged is None or self._merged.grid is not grid:
-            tracks = make_tracks(self._strategies, dict.fromkeys(self._strategies, ArrayRecord()))
+            models = dict.fromkeys(self._strategies, ArrayRecord())
+            tracks = make_tracks(self._strategies, models, rules=self._rules)
             self._merged = Rounds(
                 grid,
                 tracks,
@@ -308,12 +321,12 @@ class FedMT(Strategy):
                 seed=self._seed,
             )
         rounds = self._merged
-        models, settings = codec.split(arrays), codec.split(config)
+        given, settings = codec.split(arrays), codec.split(config)
         shared = {key: value for key, value in config.items() if "/" not in key}
         for track in rounds.tracks:
-            if track.name not in models:
+            if track.name not in given:
                 raise ConfigError(f"arrays: none of task {track.name!r}; expected keys '{track.name}/name'")
-            track.arrays = codec.fill(ArrayRecord(), models[track.name])
+            track.arrays = codec.fill(ArrayRecord(), given[track.name])
             own = ConfigRecord({**shared, **settings.get(track.name, {})})
             track.train_config, track.evaluate_config = own, ConfigRecord(dict(own))
         deadline = rounds.open()

@@ -9,6 +9,7 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedmt_flower.domain.round import TaskRules
 from fedmt_flower.errors import ConfigError, TaskError
 from fedmt_flower.federation.arrays import ArraySpec, spec_of
 
@@ -25,6 +26,7 @@ class Track:
     name: str
     strategy: Strategy
     arrays: ArrayRecord
+    rules: TaskRules = field(default_factory=TaskRules)
     train_config: ConfigRecord = field(default_factory=ConfigRecord)
     evaluate_config: ConfigRecord = field(default_factory=ConfigRecord)
     result: Result = field(default_factory=Result)
@@ -48,8 +50,10 @@ def make_tracks(
     models: Mapping[str, ArrayRecord],
     train_config: Configs = None,
     evaluate_config: Configs = None,
+    rules: Mapping[str, TaskRules] | None = None,
 ) -> list[Track]:
     """The tasks of a run, each with a configuration of its own: strategies write into it."""
+    rules = rules or {}
     train = _configs("train_config", train_config, tuple(strategies))
     evaluate = _configs("evaluate_config", evaluate_config, tuple(strategies))
     return [
@@ -57,6 +61,7 @@ def make_tracks(
             name=task,
             strategy=strategy,
             arrays=models[task],
+            rules=rules.get(task, TaskRules()),
             train_config=train[task],
             evaluate_config=evaluate[task],
             result=Result(arrays=models[task]),

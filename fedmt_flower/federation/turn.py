@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from enum import StrEnum
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedmt_flower.domain.history import SiteAnswer
-from fedmt_flower.domain.round import Mode, RoundReport, Status
+from fedmt_flower.domain.round import Mode, RoundReport, Status, TaskRules
 from fedmt_flower.errors import ConfigError, FederationError, TaskError
 from fedmt_flower.federation import codec
 from fedmt_flower.federation.arrays import ArraySpec, find_fault
 from fedmt_flower.federation.package import Answer, Part
 from fedmt_flower.federation.roster import Peer, Roster
+from fedmt_flower.federation.tracks import Track
 
 _REFUSED = 2
 """Flower's error code of an app that raised: what a strategy sees of an update that is left out."""
@@ -42,28 +44,25 @@ class Turn:
         The round that packages carry.
     roster
         The nodes.
-    specs
-        By task, what an update's arrays must be.
-    weighted_by
-        By task, the metric that its strategy weighs updates by; empty if it names none.
+    tracks
+        The tasks.
     """
 
-    def __init__(
-        self,
-        round_number: int,
-        roster: Roster,
-        specs: Mapping[str, Mapping[str, ArraySpec]],
-        weighted_by: Mapping[str, str],
-    ) -> None:
+    def __init__(self, round_number: int, roster: Roster, tracks: Iterable[Track]) -> None:
         self._round = round_number
         self._roster = roster
-        self._specs = specs
-        self._weighted_by = weighted_by
+        self._specs: dict[str, Mapping[str, ArraySpec]] = {}
+        self._weighted_by: dict[str, str] = {}
+        self._rules: dict[str, TaskRules] = {}
+        for track in tracks:
+            self._specs[track.name] = track.spec()
+            self._weighted_by[track.name] = track.weighted_by
+            self._rules[track.name] = track.rules
         self._sent: dict[int, Message] = {}
         self._asked: dict[int, dict[str, dict[Kind, Message]]] = {}
         self._replies: dict[tuple[str, Kind], dict[int, Message]] = {}
         self.answers: dict[int, SiteAnswer] = {}
-        self.failures: dict[str, list[str]] = {task: [] for task in specs}
+        self.failures: dict[str, list[str]] = {task: [] for task in self._specs}
 
     # --- In the making
 
@@ -95,6 +94,14 @@ class Turn:
         """The nodes that are asked for anything, by site name."""
         return sorted(self._asked, key=self._roster.rank)
 
+    def patience(self, node: int) -> float:
+        """Seconds to wait for the answer of `node`: for the slowest of its tasks."""
+        return max(self._rules[task].patience_s for task in self._asked[node])
+
+    def name(self, node: int) -> str:
+        """What the answer of `node` is, for the log."""
+        return f"site {self._roster.peer(node).site!r}, round {self._round}: {', '.join(self._asked[node])}"
+
     def messages(self) -> list[Message]:
         """A message for each of `nodes`."""
         self._sent = {node: self.message(node) for node in self.nodes()}
@@ -105,7 +112,11 @@ class Turn:
         peer, asked = self._roster.peer(node), self._asked[node]
         if peer.packages:
             # A task that the node turned out not to host is left to `take`.
-            parts = {task: _merge(task, asked[task]) for task in asked if task in peer.tasks}
+            parts = {
+                task: replace(_merge(task, asked[task]), deadline_s=self._rules[task].deadline_s)
+                for task in asked
+                if task in peer.tasks
+            }
             content = codec.encode_package(self._round, parts)
             trains = any(part.mode.trains for part in parts.values())
             kind = str(Kind.TRAIN if trains else Kind.EVALUATE)
@@ -176,6 +187,8 @@ class Turn:
             if peer.legacy:
                 content = codec.from_legacy(content, reply.metadata.message_type, [])
             answer = codec.decode_answer(content)
+            if answer.report.round != self._round:
+                raise FederationError(f"the reply is of round {answer.report.round}, not of {self._round}")
             for task, kinds in self._asked[peer.node].items():
                 self._read_task(peer, task, kinds, answer)
             return answer.report

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from fedmt_flower.federation.exchange import exchange, push, replies
+import pytest
+
+from fedmt_flower.federation.exchange import Post, push, replies
 
 
 def message(name: str) -> Any:
@@ -42,6 +44,11 @@ class Grid:
             SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=name, message_id=f"re-{name}"))
             for name in sorted(ready, reverse=True)
         ]
+
+
+def exchange(grid: Any, messages: list[Any], timeout: float) -> list[Any]:
+    names = [one.metadata.message_id for one in messages]
+    return list(Post(grid).exchange(messages, [timeout] * len(messages), names))
 
 
 def answered(received: list[Any]) -> list[str | None]:
@@ -79,7 +86,7 @@ def test_only_what_is_needed_is_waited_for() -> None:
     push(grid, [message("a")])
     pending = {"a", "lost"}
     begin = time.monotonic()
-    assert [one.metadata.message_id for one in replies(grid, pending, 30, needed={"a"})] == ["re-a"]
+    assert [one.metadata.message_id for one in replies(grid, pending, {"a": 30})] == ["re-a"]
     assert time.monotonic() - begin < 1
     assert pending == {"lost"}
 
@@ -92,3 +99,22 @@ def test_a_reply_to_something_else_is_dropped() -> None:
     grid: Any = Confused()
     push(grid, [message("late")])
     assert answered(exchange(grid, [message("a")], timeout=5)) == ["re-a"]
+
+
+def test_each_message_has_a_patience_of_its_own() -> None:
+    grid: Any = Grid()
+    post = Post(grid)
+    begin = time.monotonic()
+    sent = [message("lost-1"), message("a")]
+    assert answered(post.exchange(sent, [0.2, 30], ["lost-1", "a"])) == [None, "re-a"]
+    assert time.monotonic() - begin < 1
+
+
+def test_what_comes_too_late_is_fetched_and_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    grid: Any = Grid(delay=0.3)
+    post = Post(grid)
+    assert answered(post.exchange([message("slow")], [0.1], ["site 'a', round 3: seg"])) == [None]
+    grid.delay = 0.6
+    assert answered(post.exchange([message("b")], [5], ["b"])) == ["re-b"]
+    assert "Late and dropped: site 'a', round 3: seg" in caplog.text
+    assert post.exchange([], [], []) == []

@@ -8,6 +8,7 @@ import pytest
 
 from fedmt_flower.domain.allocation import Policy
 from fedmt_flower.domain.device import Backend
+from fedmt_flower.domain.round import TaskRules
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.federation.compose import compose, conf_dir, expand
 
@@ -106,3 +107,13 @@ def test_a_sweep_can_vary_lists_and_keys_that_are_new() -> None:
 def test_a_string_that_is_not_closed_is_an_error() -> None:
     with pytest.raises(ConfigError, match="No closing quotation"):
         compose("folder='x")
+
+
+def test_rules_are_those_of_all_tasks_or_of_one() -> None:
+    federation = compose(
+        ["federation.rules.quorum=2", "++federation.task_rules.cells.deadline_s=20"]
+    ).federation
+    assert federation.rules_of(["forms", "cells"]) == {
+        "forms": TaskRules(quorum=2),
+        "cells": TaskRules(deadline_s=20.0),
+    }
