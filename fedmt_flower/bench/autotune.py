@@ -10,7 +10,7 @@ from fedmt_flower.bench.result import Json, Result
 
 CLAIM = "cuDNN's autotuning is left off: it delays a worker's first step by more than it saves in a round"
 
-MODELS = ("R18", "M3", "V16")
+MODELS = ("R18", "V16")
 _MODES = {"off": False, "on": True}
 
 

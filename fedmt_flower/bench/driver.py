@@ -44,10 +44,10 @@ BUDGETS_S = {
     "faults": 60.0,
     "equality": 90.0,
     "federation": 120.0,
-    "rv_sweep": 160.0,
+    "rv_sweep": 185.0,
     "timeline": 30.0,
     "occupancy": 75.0,
-    "autotune": 130.0,
+    "autotune": 80.0,
 }
 """How long each takes samples if nothing else is said."""
 

@@ -137,7 +137,9 @@ class _Deployment:
         deadline = time.monotonic() + patience_s
         while not (status := self._status(number)).startswith("finished"):
             if time.monotonic() > deadline:
-                raise EngineError(f"the federation had not ended after {patience_s:.0f} s: {self._errors(number)}")
+                raise EngineError(
+                    f"the federation had not ended after {patience_s:.0f} s: {self._errors(number)}"
+                )
             time.sleep(0.5)
         if status != "finished:completed":
             raise EngineError(f"the federation ended as {status}: {self._errors(number)}")
