@@ -233,6 +233,10 @@ class Server:
                 await running
             else:
                 log.warning("site %s: the client left in the middle of round %d", order.site, order.round)
+        except asyncio.CancelledError:
+            where = f"round {order.round} of site {order.site!r}"
+            await _try_send(client, Refused(error=f"{where}: engine {os.getpid()} was stopped"))
+            raise
         finally:
             leaving.cancel()
             running.cancel()

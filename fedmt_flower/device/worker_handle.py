@@ -215,7 +215,7 @@ def _last_line(log: Path) -> str:
     """The last line of a log that is not blank, shortened."""
     with log.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-        lines = file.read().decode(errors="replace").splitlines()
+        lines = file.read(_TAIL).decode(errors="replace").splitlines()
     return next((line.strip()[:_LONGEST_LINE] for line in reversed(lines) if line.strip()), "")
 
 

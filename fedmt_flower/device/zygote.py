@@ -10,18 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import importlib
+import io
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 from fedmt_flower.device.frames import Failed, Fork, Forked, FromZygote, Loaded, ToWorker, ToZygote
-from fedmt_flower.device.protocol import AsyncChannel, Channel
+from fedmt_flower.device.protocol import AsyncChannel, Channel, ready
 from fedmt_flower.errors import EngineError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+log = logging.getLogger(__name__)
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ENVIRONMENT = {
     # OpenBLAS starts its threads while numpy is imported. A worker's threads are torch's, by its budget.
     "OPENBLAS_NUM_THREADS": "1",
@@ -34,12 +44,13 @@ _ENVIRONMENT = {
 
 
 class Zygote:
-    """The engine's hold of its zygote process, which is started by `open` and again if it has died."""
+    """The engine's hold of its zygote process, which is started by `open` and at once again if it dies."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: AsyncChannel[Loaded | Forked | Failed] | None = None
         self._turn = asyncio.Lock()
+        self._guard: asyncio.Task[None] | None = None
 
     async def open(self, patience_s: float = 120.0) -> None:
         """Start the process and wait until its imports are done.
@@ -64,8 +75,10 @@ class Zygote:
                 await self._answer(self._channel)
         except (EngineError, TimeoutError) as error:
             reason = str(error) or f"not ready within {patience_s:g} s"
-            self.close()
+            self._drop()
             raise EngineError(f"torch could not be loaded for the workers: {reason}") from error
+        pidfd = os.pidfd_open(self._process.pid)
+        self._guard = asyncio.create_task(self._replace(self._process, pidfd))
 
     async def fork(self, worker: socket.socket, log: int) -> int:
         """Fork a worker that speaks on `worker` and writes to the file `log`.
@@ -82,7 +95,7 @@ class Zygote:
         """
         async with self._turn:
             if self._process is None or self._process.poll() is not None:
-                self.close()
+                self._drop()
                 await self.open()
             assert self._channel is not None
             try:
@@ -96,6 +109,33 @@ class Zygote:
 
     def close(self) -> None:
         """End the process; its workers go on."""
+        if self._guard is not None:
+            self._guard.cancel()
+            self._guard = None
+        self._drop()
+
+    @property
+    def pid(self) -> int:
+        """The zygote's process id, 0 if there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    async def _replace(self, process: subprocess.Popen[bytes], pidfd: int) -> None:
+        """Wait for the end of `process`, and start another before a worker is asked for."""
+        try:
+            await ready(pidfd)
+        finally:
+            os.close(pidfd)
+        async with self._turn:
+            if self._process is not process:
+                return
+            log.warning("zygote %d ended with code %d; starting another", process.pid, process.wait())
+            self._drop()
+            try:
+                await self.open()
+            except EngineError as error:  # the next fork tries again
+                log.error("%s", error)
+
+    def _drop(self) -> None:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -103,11 +143,6 @@ class Zygote:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-    @property
-    def pid(self) -> int:
-        """The zygote's process id, 0 if there is none."""
-        return self._process.pid if self._process is not None else 0
 
     @staticmethod
     async def _answer(channel: AsyncChannel[Loaded | Forked | Failed]) -> Loaded | Forked:
@@ -143,14 +178,14 @@ def main() -> int:
     gc.freeze()
     engine.send(Loaded())
     while (received := engine.receive()) is not None:
-        conversation, log = received.fds
+        conversation, output = received.fds
         pid = _fork_orphan()
         if pid == 0:
             engine.close()
-            _settle(log)
+            _settle(output)
             return worker.serve(Channel(socket.socket(fileno=conversation), ToWorker))
         os.close(conversation)
-        os.close(log)
+        os.close(output)
         engine.send(Forked(pid=pid))
     return 0
 
@@ -173,14 +208,34 @@ def _fork_orphan() -> int:
         return int.from_bytes(pipe.read(), "little")
 
 
-def _settle(log: int) -> None:
+def _settle(output: int) -> None:
     """Give the new worker a session, an output and signals of its own."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.dup2(log, sys.stdout.fileno())
-    os.dup2(log, sys.stderr.fileno())
-    os.close(log)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(
+            io.BufferedWriter(_Output(fd, "w", closefd=False)),
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
+        )
+        for fd in (1, 2)
+    )
+
+
+class _Output(io.FileIO):
+    """Where a worker writes. On a full disk that is lost: no task may fail for what it prints."""
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            return memoryview(data).nbytes
 
 
 if __name__ == "__main__":

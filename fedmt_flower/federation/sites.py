@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -10,14 +11,17 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from fedmt_flower.device.client import EngineGone
 from fedmt_flower.device.connection import connect
-from fedmt_flower.device.contract import Weights
+from fedmt_flower.device.contract import RoundResult, Weights
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, RoundReport, Status, TaskReport
 from fedmt_flower.domain.task import Scalar, Task, check_name, check_unique
 from fedmt_flower.errors import ConfigError, TaskError
 from fedmt_flower.federation.package import Hello, Share
+
+_log = logging.getLogger(__name__)
 
 SiteName = str | Callable[[Context], str] | None
 
@@ -71,7 +75,7 @@ class Site:
         TaskError
             If none of them can be played.
         EngineError
-            If the engine cannot serve the round.
+            If the engine cannot serve the round, was stopped, or was killed twice in it.
         """
         assignments: list[Assignment] = []
         refused: list[TaskReport] = []
@@ -93,8 +97,12 @@ class Site:
             deadline_s=self.device.deadline_s,
         )
         weights = {one.task.name: shares[one.task.name].weights for one in assignments}
-        with closing(connect(self.device)) as engine:
-            result = engine.run_round(order, weights)
+        try:
+            result = self._run(order, weights)
+        except EngineGone as error:
+            # Weights and order make the round: what a killed engine has lost, another gives bit for bit.
+            _log.warning("%s; the round begins again", error)
+            result = self._run(order, weights)
         report = replace(result.report, tasks=(*result.report.tasks, *refused))
         return report, {name: result.weights[name] for name in shares if name in result.weights}
 
@@ -112,6 +120,10 @@ class Site:
         if own.status is Status.FAILED:
             raise TaskError(own.error)
         return report, weights[task.name] if share.mode.trains else None
+
+    def _run(self, order: RoundOrder, weights: Mapping[str, Weights]) -> RoundResult:
+        with closing(connect(self.device)) as engine:
+            return engine.run_round(order, weights)
 
     def _assignment(self, name: str, share: Share) -> Assignment:
         task = next((task for task in self.tasks if task.name == name), None)

@@ -102,7 +102,7 @@ def test_one_that_is_stopped_in_mid_round_tells_its_client_and_leaves_nothing(
             time.sleep(0.02)
         (found,) = running()
         found.stop()
-        with pytest.raises(EngineGone):
+        with pytest.raises(EngineError, match=rf"round 1 of site 'clinic': engine {found.pid} was stopped"):
             round_.result(timeout=10)
     assert found.pid == engine.pid
     assert left(home) == []
