@@ -1,4 +1,4 @@
-"""The app on a real SuperLink with two real SuperNodes, as a user deploys it."""
+"""The app as a user deploys it: on a real SuperLink with two real SuperNodes, or under `flwr run` alone."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+
+FEDERATION = [
+    *("device=cpu", "federation.sites=2", "federation.rounds=2"),
+    *(f"tasks.{task}.parameters.epochs=1" for task in ("forms", "progression", "cells")),
+]
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(600)]
 
@@ -100,16 +105,17 @@ def started(name: str, *words: str, environment: dict[str, str], cwd: Path) -> I
                 process.wait()
 
 
-@pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    http, *runtimes = (free_port() for _ in range(3))
-    home = tmp_path / "flwr"
-    home.mkdir()
+@contextmanager
+def deployed(place: Path, nodes: int) -> Iterator[Deployment]:
+    """A SuperLink with `nodes` SuperNodes; with none it simulates two."""
+    http, *runtimes = (free_port() for _ in range(1 + nodes))
+    home = place / "flwr"
+    home.mkdir(parents=True)
     environment = {
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(home),
-        "FEDMT_HOME": str(tmp_path / "fedmt"),
+        "FEDMT_HOME": str(place / "fedmt"),
         "FLWR_TELEMETRY_ENABLED": "0",
     }
     (home / "config.toml").write_text(
@@ -118,34 +124,46 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
     with ExitStack() as stack:
 
         def start(name: str, *words: str) -> None:
-            stack.enter_context(started(name, *words, environment=environment, cwd=tmp_path))
+            stack.enter_context(started(name, *words, environment=environment, cwd=place))
 
         start(
             "superlink",
             *("flower-superlink", "--insecure", "--disable-runtime-dependency-installation"),
             *("--host", "127.0.0.1", "--port", str(http)),
+            *([] if nodes else ["--simulation"]),
         )
         for index, port in enumerate(runtimes):
             start(
                 f"supernode-{index}",
                 *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{http}"),
                 *("--host", "127.0.0.1", "--port", str(port)),
-                *("--node-config", f"partition-id={index} num-partitions=2"),
+                *("--node-config", f"partition-id={index} num-partitions={nodes}"),
             )
-        deployed = Deployment(home, environment)
-        yield deployed
-        deployed.engine("stop")
-    wait_for(lambda: not deployed.processes(), 60, "the end of all that Flower started")
+        deployment = Deployment(home, environment)
+        yield deployment
+        deployment.engine("stop")
+    wait_for(lambda: not deployment.processes(), 60, "the end of all that Flower started")
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    with deployed(tmp_path, nodes=2) as running:
+        yield running
+
+
+def run_to_its_end(deployment: Deployment, folder: Path) -> None:
+    run = deployment.submit(*FEDERATION, f"folder={folder}")
+    wait_for(lambda: deployment.status(run).startswith("finished"), 480, "the end of the run")
+    assert deployment.status(run) == "finished:completed"
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {path.stem: path.read_bytes() for path in (folder / "weights").iterdir()}
 
 
 def test_a_federation_on_real_nodes(deployment: Deployment, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    quick = [f"tasks.{task}.parameters.epochs=1" for task in ("forms", "progression", "cells")]
-    run = deployment.submit(
-        "device=cpu", "federation.sites=2", "federation.rounds=2", f"folder={folder}", *quick
-    )
-    wait_for(lambda: deployment.status(run).startswith("finished"), 480, "the end of the run")
-    assert deployment.status(run) == "finished:completed"
+    run_to_its_end(deployment, folder)
 
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["sites"] == ["site-0", "site-1"]
@@ -158,6 +176,14 @@ def test_a_federation_on_real_nodes(deployment: Deployment, tmp_path: Path) -> N
     assert len(lines) == 3 * 2 * 3
     assert all(len(own) == 1 for own in pids.values()), pids
     assert len(set.union(*pids.values())) == 3
+
+    # The same by the two other ways of running it.
+    with deployed(tmp_path / "simulated", nodes=0) as simulation:
+        run_to_its_end(simulation, tmp_path / "flwr-run")
+    assert weights(tmp_path / "flwr-run") == weights(folder)
+    sim = [str(BIN / "fedmt"), "sim", *FEDERATION, f"folder={tmp_path / 'sim'}"]
+    subprocess.run(sim, env=deployment.environment, timeout=240, check=True, capture_output=True)
+    assert weights(tmp_path / "sim") == weights(folder)
 
 
 def test_nothing_is_left_after_a_run_that_is_stopped(deployment: Deployment, tmp_path: Path) -> None:
