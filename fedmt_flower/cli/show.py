@@ -44,6 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not (folder.path / TIMELINE).exists():
         draw_timeline(folder)
     print_run(folder.path, summary, as_json=arguments.json)
+    if not arguments.json:
+        for name, task in summary.tasks.items():
+            for failure in task.failures:
+                print(f"failure in {name}: {failure}")
     return 0
 
 
