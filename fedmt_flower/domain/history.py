@@ -12,13 +12,15 @@ from fedmt_flower.domain.round import RoundReport
 class SiteAnswer:
     """What one node answered in a round: its report, or why there is none.
 
-    `site` is the name that the node gives itself, or ``node-<id>`` until it has given one.
+    `site` is the name that the node gives itself, or ``node-<id>`` until it has given one. `updates` has, for
+    each task whose update was taken, the SHA-256 of its arrays as they were received.
     """
 
     site: str
     node: int
     report: RoundReport | None = None
     error: str = ""
+    updates: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 from collections.abc import Mapping
@@ -87,6 +88,18 @@ def spec_of(record: Mapping[str, Array]) -> dict[str, ArraySpec]:
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
     return specs
+
+
+def digest(record: Mapping[str, Array]) -> str:
+    """SHA-256 of what `record` holds, as 64 hexadecimal digits.
+
+    It is taken over each array in turn: its name in UTF-8, a zero byte, its bytes in npy form.
+    """
+    total = hashlib.sha256()
+    for name, array in record.items():
+        total.update(name.encode() + b"\0")
+        total.update(array.data)
+    return total.hexdigest()
 
 
 def find_fault(record: Mapping[str, Array], expected: Mapping[str, ArraySpec]) -> str:

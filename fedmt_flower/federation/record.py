@@ -40,6 +40,9 @@ class Entry:
         When the round reached the site's engine, in seconds since the epoch on the site's clock.
     waited_s, wall_s
         How long the round queued in that engine, and how long it then took, with all its tasks.
+    update
+        SHA-256 of the weights that the site gave to the task, as the server received them (each array in
+        turn: its name, a zero byte, its bytes in npy form); empty if it gave none, or none that was taken.
 
     The other fields are those of `fedmt_flower.domain.round.TaskReport` and `TaskPlan`.
     """
@@ -68,6 +71,7 @@ class Entry:
     arrived: float = 0.0
     waited_s: float = 0.0
     wall_s: float = 0.0
+    update: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +179,7 @@ def _reported(done: FederationRound, answer: SiteAnswer, report: RoundReport) ->
             arrived=report.arrived,
             waited_s=report.waited_s,
             wall_s=report.wall_s,
+            update=answer.updates.get(task.task, ""),
         )
 
 

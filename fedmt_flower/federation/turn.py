@@ -14,7 +14,7 @@ from fedmt_flower.domain.history import SiteAnswer
 from fedmt_flower.domain.round import Mode, RoundReport, Status, TaskRules
 from fedmt_flower.errors import ConfigError, FederationError, TaskError
 from fedmt_flower.federation import codec
-from fedmt_flower.federation.arrays import ArraySpec, find_fault
+from fedmt_flower.federation.arrays import ArraySpec, digest, find_fault
 from fedmt_flower.federation.package import Answer, Part
 from fedmt_flower.federation.roster import Peer, Roster
 from fedmt_flower.federation.tracks import Track
@@ -158,7 +158,13 @@ class Turn:
         if report is not None and not peer.packages:
             self._roster.name(node, report.site)
         site = self._roster.peer(node).site
-        self.answers[node] = SiteAnswer(site=site, node=node, report=report, error=error)
+        updates = {
+            task: digest(record)
+            for (task, kind), replies in self._replies.items()
+            if kind is Kind.TRAIN and node in replies and not replies[node].has_error()
+            for record in replies[node].content.array_records.values()
+        }
+        self.answers[node] = SiteAnswer(site=site, node=node, report=report, error=error, updates=updates)
 
     def take_all(self, replies: Iterable[Message]) -> None:
         """Take in the replies to `messages`, which somebody else has sent."""

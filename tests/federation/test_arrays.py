@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedmt_flower.federation.arrays import (
     STYPE,
+    digest,
     find_fault,
     from_numpy,
     spec_of,
@@ -119,3 +121,22 @@ def test_the_longest_header_that_numpy_takes_is_read() -> None:
     stream = io.BytesIO()
     np.save(stream, np.ones((1,) * 32, np.float32))
     assert to_numpy(Array(dtype="float32", shape=(1,), stype=STYPE, data=stream.getvalue())).ndim == 32
+
+
+def test_a_digest_is_of_names_types_shapes_order_and_values() -> None:
+    one = {"w": np.ones((2, 2), np.float32), "n": np.array(1)}
+    total = hashlib.sha256()
+    for name, array in one.items():
+        stream = io.BytesIO()
+        np.save(stream, array)
+        total.update(name.encode() + b"\0" + stream.getvalue())
+    assert digest(record(**one)) == total.hexdigest()
+    others = [
+        record(n=one["n"], w=one["w"]),
+        record(w=one["w"], m=one["n"]),
+        record(w=one["w"].astype(np.float64), n=one["n"]),
+        record(w=one["w"].reshape(4), n=one["n"]),
+        record(w=one["w"], n=np.array(2)),
+        record(w=one["w"]),
+    ]
+    assert len({digest(record(**one)), *map(digest, others)}) == 1 + len(others)

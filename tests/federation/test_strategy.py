@@ -24,6 +24,8 @@ from fedmt_flower import FedMT, Task, client_app
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.errors import ConfigError, FederationError
+from fedmt_flower.federation.arrays import digest
+from fedmt_flower.federation.record import entries
 
 INLINE = DeviceSettings(backend=Backend.INLINE)
 Models = Callable[[], dict[str, ArrayRecord]]
@@ -112,6 +114,28 @@ def test_each_round_is_told_with_what_the_sites_reported(run: Run) -> None:
             assert outcome.sites == (() if played.final else ("site-0", "site-1", "site-2"))
     assert results["seg"].evaluate_metrics_clientapp.keys() == {0, 1, 2}
     assert results["seg"].train_metrics_clientapp.keys() == {1, 2}
+
+
+def test_each_update_that_was_taken_is_told_with_its_hash(run: Run) -> None:
+    run.grid.tamper[2] = changed("det/0.bias", lambda array: array[:-1])
+    run.start(rounds=1)
+    first, last = run.rounds
+    taken = {answer.site: answer.updates for answer in first.answers}
+    assert {site: sorted(updates) for site, updates in taken.items()} == {
+        "site-0": ["det", "enc", "seg"],
+        "site-1": ["enc", "seg"],
+        "site-2": ["det", "enc", "seg"],
+    }
+    for name, spy in run.strategies.items():
+        assert isinstance(spy, Spy)
+        good = [reply for reply in spy.trained[0] if not reply.has_error()]
+        given = [digest(reply.content.array_records["arrays"]) for reply in good]
+        assert given == [updates[name] for updates in taken.values() if name in updates]
+    written = {(entry.site, entry.task): entry for entry in entries(first)}
+    assert written["site-2", "det"].update == taken["site-2"]["det"]
+    assert written["site-2", "det"].train_examples == 64
+    assert written["site-1", "det"].update == ""
+    assert all(answer.updates == {} for answer in last.answers)
 
 
 def test_strategies_see_replies_of_their_own_task_by_site_name(run: Run) -> None:
