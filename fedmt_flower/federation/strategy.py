@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, overload
@@ -17,18 +16,16 @@ from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.domain.round import TaskRules
 from fedmt_flower.errors import ConfigError, FederationError, expected_one_of
 from fedmt_flower.federation import codec
+from fedmt_flower.federation.course import EvaluateFn, TaskEvaluateFn, play, server_evaluation
 from fedmt_flower.federation.resumption import Journal, settings_of
 from fedmt_flower.federation.rounds import Rounds
 from fedmt_flower.federation.suitability import find_problems
-from fedmt_flower.federation.tracks import Configs, Track, by_task, make_tracks
+from fedmt_flower.federation.tracks import Configs, by_task, make_tracks
 from fedmt_flower.federation.turn import Kind, Turn
 
 _log = logging.getLogger("flwr.fedmt")
 
 _JOIN_TIMEOUT_S = 60.0
-
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-TaskEvaluateFn = Callable[[str, int, ArrayRecord], MetricRecord | None]
 
 
 class FedMT(Strategy):
@@ -203,49 +200,15 @@ class FedMT(Strategy):
         )
         _log.info("Starting FedMT, %d rounds:", num_rounds)
         self.summary()
-        evaluate = _server_evaluation(evaluate_fn, one=one)
+        evaluate = server_evaluation(evaluate_fn, one=one)
         if self._checkpoint is None:
-            self._play(rounds, num_rounds, evaluate, on_round)
+            play(rounds, num_rounds, evaluate, on_round)
         else:
             with Journal(self._checkpoint, tracks, self._made, self._seed) as journal:
                 rounds.seed = journal.seed
-                self._play(rounds, num_rounds, evaluate, on_round, journal)
+                play(rounds, num_rounds, evaluate, on_round, journal)
         results = {track.name: track.result for track in tracks}
         return next(iter(results.values())) if one else results
-
-    def _play(
-        self,
-        rounds: Rounds,
-        num_rounds: int,
-        evaluate: TaskEvaluateFn | None,
-        on_round: Callable[[FederationRound], None] | None,
-        journal: Journal | None = None,
-    ) -> None:
-        begin, failure, done = time.monotonic(), "", 0
-        if journal:
-            done, num_rounds = journal.round, max(journal.round, num_rounds)
-            for earlier in journal.history:
-                if on_round:
-                    on_round(earlier)
-        if not done:
-            _evaluate_here(evaluate, 0, rounds.tracks)
-        for number in range(done + 1, num_rounds + 2):
-            final = number > num_rounds
-            _log.info("[EVALUATION]" if final else f"[ROUND {number}/{num_rounds}]")
-            played = rounds.play(number, final=final)
-            _log_round(played)
-            failure = failure or _first_failure(played)
-            if not final:
-                _evaluate_here(evaluate, number, rounds.tracks)
-                if journal:
-                    journal.save(played)
-            if on_round:
-                on_round(played)
-        _log.info("FedMT finished in %.2f s", time.monotonic() - begin)
-        if num_rounds and not any(track.updates for track in rounds.tracks):
-            raise FederationError(
-                f"no task was updated in {num_rounds} rounds: {failure or 'no strategy asked for it'}"
-            )
 
     # --- Flower's four methods, for whoever drives the rounds without `start`; arrays, configuration and
     # --- metrics of several tasks are then merged under keys `task/name`
@@ -341,36 +304,3 @@ class FedMT(Strategy):
         turn = self._turns.pop(kind)
         turn.take_all(replies)
         return self._merged, turn
-
-
-def _server_evaluation(evaluate_fn: Any, *, one: bool) -> TaskEvaluateFn | None:
-    """`evaluate_fn`, in whichever form it was given, as one function of task, round and arrays."""
-    if isinstance(evaluate_fn, Mapping):
-        return lambda task, number, arrays: evaluate_fn.get(task, lambda *_: None)(number, arrays)
-    if evaluate_fn is not None and one:
-        return lambda _, number, arrays: evaluate_fn(number, arrays)
-    return evaluate_fn  # type: ignore[no-any-return]
-
-
-def _evaluate_here(evaluate: TaskEvaluateFn | None, number: int, tracks: list[Track]) -> None:
-    if evaluate is None:
-        return
-    for track in tracks:
-        metrics = evaluate(track.name, number, track.arrays)
-        if metrics is not None:
-            _log.info("\t└──> %s on the server: %s", track.name, metrics)
-            track.result.evaluate_metrics_serverapp[number] = metrics
-
-
-def _log_round(played: FederationRound) -> None:
-    for task, outcome in played.tasks.items():
-        if outcome.sites:
-            _log.info("\t├──> %s: updated by %s", task, ", ".join(outcome.sites))
-        for what, metrics in (("trained", outcome.train_metrics), ("evaluated", outcome.evaluate_metrics)):
-            if metrics:
-                shown = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
-                _log.info("\t│\t└── %s: %s", what, shown)
-
-
-def _first_failure(played: FederationRound) -> str:
-    return next((line for outcome in played.tasks.values() for line in outcome.failures), "")
