@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the federation, or each one of a sweep; 1 if anything of it failed."""
+    # Flower looks at these once, when it is first imported.
+    os.environ.update({key: value for key, value in _AT_HOME.items() if key not in os.environ})
     from fedmt_flower.federation.compose import compose
 
     overrides = list(arguments.overrides)
@@ -90,7 +92,6 @@ def _sweep(overrides: list[str], *, as_json: bool) -> int:
 
 def _simulate(settings: Settings) -> Summary:
     """Run one federation with its progress on the terminal, and write all of its folder."""
-    os.environ.update({key: value for key, value in _AT_HOME.items() if key not in os.environ})
     from fedmt_flower.cli.live import Live
     from fedmt_flower.federation.recorder import Recorder
     from fedmt_flower.federation.running import initial_models

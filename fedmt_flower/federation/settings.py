@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
-
-import msgspec
+from typing import Any
 
 from fedmt_flower.domain.allocation import Allocation
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import TaskRules
 from fedmt_flower.domain.task import Scalar, Task, check_unique
 from fedmt_flower.errors import ConfigError, expected_one_of
+from fedmt_flower.federation.reading import collect, read
 from fedmt_flower.federation.strategies import StrategySettings, build_fedmt
 from fedmt_flower.planning.allocation import plan_round
 
 _SHORT = {"model": "models", "data": "data", "objective": "objectives", "optimizer": "optimizers"}
 """The fields of a task that may be a short name, and the section of the catalogue that explains it."""
-
-_T = TypeVar("_T")
 
 
 class Partition(StrEnum):
@@ -191,14 +188,14 @@ def read_settings(
         With `problems` and everything wrong with `content`.
     """
     problems = list(problems)
-    top = _read(_Top, content, "", problems)
+    top = read(_Top, content, "", problems)
     if top is None:
         raise ConfigError(*problems)
     tasks = [_read_task(name, node, catalogue, problems) for name, node in top.tasks.items()]
-    data = _read(DataSettings, top.data, "data", problems)
-    allocation = _read(Allocation, top.allocation, "allocation", problems)
-    device = _read(DeviceSettings, top.device, "device", problems)
-    federation = _read(FederationSettings, top.federation, "federation", problems)
+    data = read(DataSettings, top.data, "data", problems)
+    allocation = read(Allocation, top.allocation, "allocation", problems)
+    device = read(DeviceSettings, top.device, "device", problems)
+    federation = read(FederationSettings, top.federation, "federation", problems)
     names = tuple(top.tasks)
     if data and federation:
         problems += _volume_problems(data, len(names), federation.sites)
@@ -211,12 +208,12 @@ def read_settings(
         ]
     known = tuple(task for task in tasks if task)
     if len(known) == len(tasks):
-        _collect(lambda: check_unique(known), "", problems)
+        collect(lambda: check_unique(known), "", problems)
     if names and allocation:
-        _collect(lambda: plan_round(allocation, names), "", problems)
+        collect(lambda: plan_round(allocation, names), "", problems)
     distinct = {task.name.casefold(): task.name for task in known}.values()
     if distinct and federation:
-        _collect(
+        collect(
             lambda: build_fedmt(federation.strategies_of(distinct), checkpoint=federation.checkpoint),
             "",
             problems,
@@ -256,7 +253,7 @@ def _read_task(name: str, node: Any, catalogue: Catalogue, problems: list[str]) 
     places = values.get("python_path")
     if isinstance(places, list):
         values["python_path"] = [str(Path(str(place)).absolute()) for place in places]
-    return _read(Task, values, where, problems) if len(problems) == count else None
+    return read(Task, values, where, problems) if len(problems) == count else None
 
 
 def _sharing(task: Task, data: Mapping[str, Scalar], seed: int) -> Task:
@@ -274,43 +271,3 @@ def _volume_problems(data: DataSettings, tasks: int, sites: int) -> list[str]:
         for name, volumes, count, what in lengths
         if volumes and len(volumes) != count
     ]
-
-
-def _read(kind: type[_T], node: Any, where: str, problems: list[str]) -> _T | None:
-    """A `kind` made of `node`, or None and more `problems`, all that there are."""
-    types = get_type_hints(kind)
-    prefix = f"{where}." if where else ""
-    count = len(problems)
-    values: dict[str, Any] = {}
-    for key, value in node.items():
-        if key not in types:
-            problems.append(f"{prefix}{key}: there is no such key; {expected_one_of(str(key), types)}")
-            continue
-        try:
-            values[key] = msgspec.convert(value, types[key])
-        except msgspec.ValidationError as error:
-            problems.append(f"{prefix}{key}: got {value!r}; {_expectation(types[key], value, error)}")
-    required = {
-        f.name
-        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    problems += [f"{prefix}{key}: missing; expected a value" for key in sorted(required - set(node))]
-    if len(problems) > count:
-        return None
-    return _collect(lambda: kind(**values), prefix, problems)
-
-
-def _expectation(kind: Any, value: Any, error: msgspec.ValidationError) -> str:
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return expected_one_of(str(value), list(kind))
-    return str(error).replace("Expected", "expected").replace("`", "")
-
-
-def _collect(make: Callable[[], _T], prefix: str, problems: list[str]) -> _T | None:
-    """What `make` makes, or None and more `problems`."""
-    try:
-        return make()
-    except ConfigError as error:
-        problems += [f"{prefix}{problem}" for problem in error.problems]
-        return None
