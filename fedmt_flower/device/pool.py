@@ -19,7 +19,7 @@ from fedmt_flower.device.prctl import become_subreaper
 from fedmt_flower.device.protocol import AsyncChannel
 from fedmt_flower.device.seat import Seat
 from fedmt_flower.device.worker_handle import WorkerHandle
-from fedmt_flower.device.zygote import Zygote
+from fedmt_flower.device.zygote import Zygote, ZygoteGone
 from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import EngineError
 
@@ -150,19 +150,14 @@ class Pool:
             output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         except OSError as error:
             raise EngineError(f"no log can be written for a worker of {task.name!r}: {error}") from error
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        forking = asyncio.ensure_future(self._zygote.fork(theirs, output))
+        forking = asyncio.ensure_future(self._call_zygote(output))
         try:
             # A fork under way cannot be called back, and its worker must have a handle to be ended by.
             cancelled = not await _finished(forking)
-            pid = forking.result()
-        except BaseException:
-            ours.close()
-            raise
+            pid, sock = forking.result()
         finally:
-            theirs.close()
             os.close(output)
-        channel = AsyncChannel(ours, FromWorker)
+        channel = AsyncChannel(sock, FromWorker)
         worker = WorkerHandle(pid, channel, path, run=run, task=task, seat=seat)
         self._workers.append(worker)
         worker.ended.add_done_callback(lambda _: self._forget(worker))
@@ -170,6 +165,23 @@ class Pool:
             await worker.end()
             raise asyncio.CancelledError
         return worker
+
+    async def _call_zygote(self, output: int) -> tuple[int, socket.socket]:
+        """A new worker's process id and the way to it; by another zygote if the first ends meanwhile."""
+        try:
+            return await self._call_zygote_once(output)
+        except ZygoteGone as error:
+            log.warning("%s; a worker is asked of another", error)
+            return await self._call_zygote_once(output)
+
+    async def _call_zygote_once(self, output: int) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                return await self._zygote.fork(theirs, output), ours
+            except BaseException:
+                ours.close()
+                raise
 
     def _forget(self, worker: WorkerHandle) -> None:
         self._workers.remove(worker)
@@ -185,7 +197,7 @@ class Pool:
             path.unlink()
 
 
-async def _finished(future: asyncio.Future[int]) -> bool:
+async def _finished(future: asyncio.Future[tuple[int, socket.socket]]) -> bool:
     """Wait until `future` is done, come what may; False if this coroutine was cancelled meanwhile."""
     try:
         await asyncio.wait({future})

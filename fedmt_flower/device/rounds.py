@@ -122,7 +122,7 @@ class Round:
             cause = f"{self._where(name)}: no result within {whose}"
         except TaskError as error:
             cause = str(error)
-        except EngineError as error:
+        except (EngineError, OSError) as error:  # of this process, such as too many open files
             cause = f"{self._where(name)}: {self._lost or error}"
         else:
             if update is not None:

@@ -43,6 +43,10 @@ _ENVIRONMENT = {
 }
 
 
+class ZygoteGone(EngineError):
+    """The zygote has ended, perhaps in the midst of a fork."""
+
+
 class Zygote:
     """The engine's hold of its zygote process, which is started by `open` and at once again if it dies."""
 
@@ -73,7 +77,7 @@ class Zygote:
         try:
             async with asyncio.timeout(patience_s):
                 await self._answer(self._channel)
-        except (EngineError, TimeoutError) as error:
+        except (EngineError, OSError) as error:
             reason = str(error) or f"not ready within {patience_s:g} s"
             self._drop()
             raise EngineError(f"torch could not be loaded for the workers: {reason}") from error
@@ -91,7 +95,8 @@ class Zygote:
         Raises
         ------
         EngineError
-            If there is no zygote and none can be started.
+            If there is no zygote and none can be started; ZygoteGone if it ends meanwhile: the next call
+            starts another, but must not be given the same `worker`, which a worker may hold already.
         """
         async with self._turn:
             if self._process is None or self._process.poll() is not None:
@@ -100,9 +105,13 @@ class Zygote:
             assert self._channel is not None
             try:
                 await self._channel.send(Fork(), [worker.fileno(), log])
+                answer = await self._answer(self._channel)
             except OSError as error:
-                raise EngineError(f"the zygote has ended: {error}") from error
-            answer = await self._answer(self._channel)
+                self._drop()
+                raise ZygoteGone(f"the zygote has ended: {error}") from error
+            except ZygoteGone:
+                self._drop()
+                raise
             if not isinstance(answer, Forked):
                 raise EngineError(f"the zygote could not fork: got {answer}")
             return answer.pid
@@ -148,7 +157,7 @@ class Zygote:
     async def _answer(channel: AsyncChannel[Loaded | Forked | Failed]) -> Loaded | Forked:
         received = await channel.receive()
         if received is None:
-            raise EngineError("the zygote ended; the cause is in the engine's log")
+            raise ZygoteGone("the zygote ended; the cause is in the engine's log")
         if isinstance(received.frame, Failed):
             raise EngineError(received.frame.error)
         return received.frame

@@ -58,6 +58,16 @@ def test_workers_come_stay_and_go(
         fifth = await pool.acquire("another run", b, seat)
         assert list(pool.workers) == [fourth, fifth]
 
+        pool.release(fourth)
+        pool.release(fifth)
+        os.kill(pool._zygote.pid, signal.SIGSTOP)
+        sixth = asyncio.create_task(pool.acquire("another run", c, seat))
+        await asyncio.sleep(0.3)
+        assert not sixth.done()
+        os.kill(pool._zygote.pid, signal.SIGKILL)  # with a fork under way
+        assert (await sixth).alive
+        pool.release(await sixth)
+
         pids = [worker.pid for worker in (first, second, third, fourth, fifth)]
         await pool.close()
         assert pool.workers == ()

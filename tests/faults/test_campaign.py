@@ -5,6 +5,7 @@ A dozen injections in a usual run; ``pytest tests/faults --faults 200 --faults-s
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
@@ -73,6 +74,7 @@ def record(request: pytest.FixtureRequest) -> Iterator[list[Sample]]:
             settings={"faults": count, "seed": seed},
             complete=len(samples) == count + 1,
             samples=tuple(samples),
+            facts={"load averages at the end": [round(load, 1) for load in os.getloadavg()]},
             bars=tuple(bars),
         )
         save(result, Path(path))
