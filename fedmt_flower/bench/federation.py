@@ -55,7 +55,7 @@ def settings(quick: bool) -> dict[str, Json]:
     tasks = (
         ("forms", "progression", "cells") if quick else ("resnet18", "mobilenet_v3_large", "shufflenet_v2")
     )
-    own = [f"++tasks.{task}.parameters.{'epochs=1' if quick else 'volume=0.5'}" for task in tasks]
+    own = [f"++tasks.{task}.parameters.{'epochs=1' if quick else 'volume=0.25'}" for task in tasks]
     return {
         "overrides": [f"tasks={'hospital' if quick else 'fashion'}", "allocation=isolated", *own],
         "tasks": list(tasks),
@@ -89,7 +89,6 @@ def run(bench: Bench) -> bool:
                     "workers": len(engine.status().workers),
                     "rounds": engine.status().rounds,
                 }
-                engine.stop()
         left = _left(bench, deployment, memory)
     for entry in entries:
         kept = ("status", "error", "backend", "level", "pid", "samples", "compute_s", "wall_s", "waited_s")
@@ -195,6 +194,8 @@ def _deployed(directory: Path) -> Iterator[_Deployment]:
                 processes.enter_context(_started(f"supernode-{site}", node, directory, environment))
             yield _Deployment(directory=directory, environment=environment)
     finally:
+        for engine in running():
+            engine.stop()
         if before is None:
             del os.environ["FEDMT_HOME"]
         else:
