@@ -44,7 +44,7 @@ class Recorder:
     def on_round(self, done: FederationRound) -> None:
         """Write a finished round."""
         self._rounds.append(done)
-        self.folder.append(entries(done))
+        self.folder.append(entries(done), first=len(self._rounds) == 1)
         self.folder.save_summary(self.summary(Outcome.RUNNING))
 
     def finish(self, weights: Mapping[str, Weights]) -> Summary:
@@ -92,4 +92,5 @@ class Recorder:
         summary = self.summary(outcome, error)
         self.folder.save_summary(summary)
         self.folder.save_trace()
+        self.folder.release()
         return summary

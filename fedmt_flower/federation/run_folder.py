@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,11 +45,13 @@ class _Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: int | None = None
 
     def make(self) -> None:
         """Make the folder; RunFolderError if it cannot be made, or something is there already."""
         with self._guarded("cannot be made"):
-            if self.path.is_dir() and any(self.path.iterdir()):
+            # A hidden file is what a kill left of one that was being written.
+            if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise RunFolderError(
                     f"run folder {self.path}: exists already and is kept as it is; name another one"
                 )
@@ -84,7 +88,7 @@ class RunFolder(_Folder):
     def create(cls, path: Path, config: str, *, again: bool = False) -> RunFolder:
         """Make the folder and save `config` in it.
 
-        If `again`, that of a run of the very same configuration is taken, without its rounds.
+        If `again`, that of a run of the very same configuration is taken, unless that run goes on still.
 
         Raises
         ------
@@ -92,13 +96,11 @@ class RunFolder(_Folder):
             If there is something else at `path` already, or it cannot be written.
         """
         folder = cls(path)
-        if again and folder._is_of(config):
-            with folder._guarded("cannot be emptied"):
-                for name in (ROUNDS, SUMMARY):
-                    (path / name).unlink(missing_ok=True)
-            return folder
-        folder.make()
-        folder.write(CONFIG, config.encode())
+        if not (again and folder._is_of(config)):
+            folder.make()
+            folder.write(CONFIG, config.encode())
+        if again:
+            folder._claim()
         return folder
 
     @classmethod
@@ -112,9 +114,29 @@ class RunFolder(_Folder):
         path = self.path / CONFIG
         return path.is_file() and path.read_bytes() == config.encode()
 
-    def append(self, lines: Iterable[Entry]) -> None:
-        """Add `lines` to the rounds, all of them or none."""
+    def release(self) -> None:
+        """Let a run of the same configuration have the folder again."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _claim(self) -> None:
+        with self._guarded("cannot be locked"):
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.release()
+                raise RunFolderError(
+                    f"run folder {self.path}: a run writes there now; stop it, or name another folder"
+                ) from None
+
+    def append(self, lines: Iterable[Entry], *, first: bool = False) -> None:
+        """Add `lines` to the rounds, all of them or none; the `first` of a run replace what was there."""
         content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+        if first:
+            self.write(ROUNDS, content)
+            return
         with self._guarded(f"{ROUNDS} not extended"):
             extend_file(self.path / ROUNDS, content)
 

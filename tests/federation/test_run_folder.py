@@ -126,8 +126,12 @@ def test_the_folder_of_a_run_that_goes_on_is_taken_again(folder: RunFolder) -> N
     folder.append([entry(1)])
     config = (folder.path / "config.yaml").read_text()
     again = RunFolder.create(folder.path, config, again=True)
-    assert again.rounds() == ()
-    again.append([entry(1)])
+    assert again.rounds() == (entry(1),)
+    with pytest.raises(RunFolderError, match="a run writes there now"):
+        RunFolder.create(folder.path, config, again=True)
+    again.append([entry(1)], first=True)
+    again.release()
+    RunFolder.create(folder.path, config, again=True).release()
     with pytest.raises(RunFolderError, match="exists already"):
         RunFolder.create(folder.path, config + "seed: 1\n", again=True)
     with pytest.raises(RunFolderError, match="exists already"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from flwr.app import Context, RecordDict
 
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import Backend, DeviceSettings
-from fedmt_flower.domain.round import Mode, Status
+from fedmt_flower.domain.round import Mode, RoundOrder, Status
 from fedmt_flower.domain.task import Task
-from fedmt_flower.errors import ConfigError, TaskError
+from fedmt_flower.errors import ConfigError, EngineError, TaskError
 from fedmt_flower.federation.arrays import to_weights
 from fedmt_flower.federation.package import Share
 from fedmt_flower.federation.sites import Site, SiteName, app_directories, site_of
@@ -96,3 +97,23 @@ def test_a_round_is_told_apart_by_its_number(tasks: dict[str, Task], models: Any
     first, again, second = (site.play(number, shares(models, enc={}))[1]["enc"] for number in (1, 1, 2))
     assert all(np.array_equal(first[key], again[key]) for key in first)
     assert any(not np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_the_engine_is_told_of_each_tasks_deadline(
+    tasks: dict[str, Task], models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[RoundOrder] = []
+
+    class Busy:
+        def run_round(self, order: RoundOrder, weights: object) -> None:
+            orders.append(order)
+            raise EngineError("busy")
+
+        def close(self) -> None:
+            """There is nothing to let go of."""
+
+    monkeypatch.setattr("fedmt_flower.federation.sites.connect", lambda device: Busy())
+    asked = shares(models, det={}, enc={})
+    with pytest.raises(EngineError):
+        made(tasks).play(1, {**asked, "enc": replace(asked["enc"], deadline_s=7.5)})
+    assert [one.deadline_s for one in orders[0].assignments] == [None, 7.5]
