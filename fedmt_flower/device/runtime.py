@@ -166,7 +166,7 @@ class _Round:
         runtime, mode = self.runtime, self.job.mode
         on_gpu = runtime.device.type == "cuda"
         if on_gpu:
-            torch.cuda.init()  # the statistics exist only after it
+            torch.cuda.synchronize(runtime.device)  # initialises CUDA, before which there are no statistics
             torch.cuda.reset_peak_memory_stats(runtime.device)
         with self._phase(Phase.PREPARE):
             splits = runtime.splits(self.job)
