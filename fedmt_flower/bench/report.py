@@ -19,8 +19,8 @@ _MARKED = re.compile(
 
 
 def tables(result: Result) -> str:
-    """The tables of one record, in Markdown."""
-    return load_driver(result.name).report(result)
+    """The tables of one record, in Markdown; empty if it is not a driver's but a test's."""
+    return load_driver(result.name).report(result) if result.name in DRIVERS else ""
 
 
 def bars(result: Result) -> str:

@@ -127,7 +127,7 @@ def test_the_others_lose_nothing(
     values: dict[str, Json] = {
         "lost": [*lost(scene, number, harmed), *lost(scene, number + 1, following)],
         "altered": [*altered(scene, number, harmed), *altered(scene, number + 1, following)],
-        "error": report.error,
+        "error": report.error.replace(str(scene.home), "$FEDMT_HOME"),
         "left": [*strangers, *files],
     }
     if injection.dies:
@@ -196,7 +196,7 @@ def judge(samples: Sequence[Sample], count: int) -> list[Bar]:
         ]
         if seconds:
             median, slowest = statistics.median(seconds), max(seconds)
-            name = f"seconds from the death of a {who} until the next round is over"
+            name = f"seconds from the death of the {who} until the next round is over"
             bars.append(
                 Bar.counted(f"{name}, median of {len(seconds)}", RECOVERY_S, median, median <= RECOVERY_S)
             )
