@@ -1,0 +1,131 @@
+"""What observed rates teach between rounds: corrections of the model, and a limit on R_v (§ III-B)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from fedmt_flower.errors import ConfigError
+from fedmt_flower.planning.throughput import Array, CoRuns, ThroughputModel
+
+_MOST: Final = 4.0
+"""A factor stays between this and its inverse."""
+_KEPT: Final = 512
+"""So many factors are kept; the longest unseen goes first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """In one round `task` ran at `budget` (%): its observed rate over the one its plan predicted."""
+
+    task: str
+    budget: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """Factors on predicted rates by task and budget.
+
+    Parameters
+    ----------
+    gain
+        How much of a deviation (of its logarithm) one observation corrects, in (0, 1].
+    factors
+        From 1/4 to 4, by task and budget in per cent; the longest unseen first.
+    """
+
+    gain: float = 0.5
+    factors: Mapping[tuple[str, float], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gain <= 1:
+            raise ConfigError(f"correction gain: got {self.gain:g}, expected above 0 and at most 1")
+
+    def observed(self, observations: Iterable[Observation]) -> Correction:
+        """The correction after a round whose plan this correction was part of."""
+        factors = dict(self.factors)
+        for seen in observations:
+            if seen.ratio > 0:
+                before = factors.pop((seen.task, seen.budget), None)
+                if before is None:
+                    before = float(self.of(seen.task, np.array([seen.budget]))[0])
+                after = before * seen.ratio**self.gain
+                factors[seen.task, seen.budget] = min(_MOST, max(1 / _MOST, after))
+        kept = list(factors.items())[-_KEPT:]
+        return Correction(gain=self.gain, factors=dict(kept))
+
+    def of(self, task: str, budgets: Array) -> Array:
+        """Factors for `task` at `budgets` (%), between and beyond the budgets seen by interpolation.
+
+        They never fall with the budget, so that a monotone model stays monotone: factors that would are
+        averaged with their neighbours.
+        """
+        known = sorted((budget, factor) for (name, budget), factor in self.factors.items() if name == task)
+        if not known:
+            return np.ones_like(budgets)
+        blocks: list[list[float]] = []
+        for _, factor in known:
+            blocks.append([factor, 1.0])
+            while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+                (high, many), (low, few) = blocks[-2], blocks.pop()
+                blocks[-1] = [(high * many + low * few) / (many + few), many + few]
+        rising = np.concatenate([[factor] * int(count) for factor, count in blocks])
+        return np.interp(budgets, [budget for budget, _ in known], rising)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CorrectedModel:
+    """A throughput model whose rates are multiplied by a correction."""
+
+    model: ThroughputModel
+    correction: Correction
+
+    @property
+    def monotone(self) -> bool:
+        """As the model: a correction never falls with the budget."""
+        return self.model.monotone
+
+    def rates(self, runs: CoRuns) -> Array:
+        """Predict Pᵢ; see `ThroughputModel`."""
+        rates = self.model.rates(runs)
+        for i, task in enumerate(runs.tasks):
+            rates[:, i] *= self.correction.of(task.task, runs.own_budgets[:, i])
+        return rates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moderation:
+    """A limit on R_v that contention lowers and its absence raises again.
+
+    Parameters
+    ----------
+    limit
+        The most R_v of the next round, in per cent.
+    low, high
+        Below `low` of the predicted rates (the median over the tasks) the limit falls, above `high` it
+        rises.
+    """
+
+    limit: float = float("inf")
+    low: float = 0.8
+    high: float = 0.92
+
+    def observed(self, observations: Iterable[Observation], tasks: int) -> Moderation:
+        """The limit after a round of `tasks` tasks; it stays between 100 % and 100 % for each task."""
+        seen = list(observations)
+        if not seen:
+            return self
+        ratio = statistics.median(observation.ratio for observation in seen)
+        limit = self.limit
+        if ratio < self.low:
+            limit = max(100.0, 0.85 * min(limit, sum(observation.budget for observation in seen)))
+        elif ratio > self.high:
+            limit = limit * 1.1
+        if limit >= 100.0 * tasks:
+            limit = float("inf")
+        return Moderation(limit=limit, low=self.low, high=self.high)

@@ -1,0 +1,272 @@
+"""The plan of a round: batch sizes, budgets and start order, with what they promise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+
+from fedmt_flower.domain.forecast import Forecast
+from fedmt_flower.domain.network import Link, Overlap, Volume
+from fedmt_flower.domain.plan import RoundPlan, Sharing, TaskPlan
+from fedmt_flower.errors import ConfigError
+from fedmt_flower.planning.batching import BatchPlan, choose_batches
+from fedmt_flower.planning.bounds import lower_bound
+from fedmt_flower.planning.budgets import BudgetPlan, BudgetProblem, Objective
+from fedmt_flower.planning.overlap import OrderPlan, nearby_batches, plan_order
+from fedmt_flower.planning.rates import Index, RateTable, states
+from fedmt_flower.planning.reallocation import Reallocation, RoundSetup, hold, reallocate
+from fedmt_flower.planning.refinement import refine
+from fedmt_flower.planning.search import solve
+from fedmt_flower.planning.simulator import Jobs, simulate, timeline
+from fedmt_flower.planning.throughput import Array, Mask, ThroughputModel
+from fedmt_flower.planning.workload import Workload
+
+_TURNS: Final = 8
+
+
+class Batching(StrEnum):
+    """How batch sizes are chosen."""
+
+    FIXED = "fixed"
+    """Each task's own; where several are valid, those that Eq. 5 likes best."""
+    PROPORTIONAL = "proportional"
+    """In proportion to the loads (Eq. 6)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What a plan starts from.
+
+    Parameters
+    ----------
+    problem
+        Device, tasks, valid batch sizes, levels, objective and limits (Eq. 5); its tasks in the order in
+        which the server named them.
+    volumes
+        What each task of `problem` has to do, in the same order.
+    link
+        The device's link; None: transfers take no time worth planning for.
+    batching, overlap
+        The policies.
+    loads
+        Loads for Eq. 6 by task; empty takes the volumes.
+    epsilon
+        ε of § V-A.
+    delta
+        δ of Algorithm 1, in [0, 1).
+    workload
+        Eq. 3 fitted on this device, for `Overlap.WORKLOAD`; None ranks by solo time.
+    reallocates
+        Whether budgets may change when a task starts or ends: only if all tasks are stepped.
+    """
+
+    problem: BudgetProblem
+    volumes: tuple[Volume, ...]
+    link: Link | None = None
+    batching: Batching = Batching.FIXED
+    overlap: Overlap = Overlap.OFF
+    loads: Mapping[str, float] = field(default_factory=dict)
+    epsilon: float = 0.5
+    delta: float = 0.2
+    workload: Workload | None = None
+    reallocates: bool = False
+
+    def __post_init__(self) -> None:
+        planned = [task.task for task in self.problem.tasks]
+        if planned != [volume.task for volume in self.volumes]:
+            raise ConfigError(
+                f"plan: got volumes of {[volume.task for volume in self.volumes]}, expected those of {planned}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRound:
+    """A round's plan.
+
+    Parameters
+    ----------
+    plan
+        The tasks in start order, each with its batch size and its budget while all run.
+    forecast
+        The predicted timeline, its makespan and a lower bound of it.
+    budgets
+        Rᵢ in per cent by set of computing tasks, where budgets change when the set does; else empty.
+    chosen
+        The solution of Eq. 5 from which budgets and order were settled.
+    balance
+        The solution of Eq. 6 with its front; None for `Batching.FIXED`.
+    """
+
+    plan: RoundPlan
+    forecast: Forecast
+    budgets: Mapping[frozenset[str], Mapping[str, float]]
+    chosen: BudgetPlan
+    balance: BatchPlan | None = None
+
+
+def plan_device_round(request: PlanRequest, model: ThroughputModel) -> PlannedRound:
+    """Plan a round of one device: Eq. 6 and Eq. 5, then Algorithm 1.
+
+    Raises
+    ------
+    ConfigError
+        If nothing that the request allows keeps its limits.
+    """
+    problem, balance = request.problem, None
+    if request.batching is Batching.PROPORTIONAL:
+        loads = [request.loads.get(volume.task, float(volume.samples)) for volume in request.volumes]
+        balance = choose_batches(problem, model, loads, epsilon=request.epsilon)
+        chosen = balance.chosen.plan
+    else:
+        chosen = solve(problem, model)
+    batches, start = _batch_settings(request, chosen)
+    setup = RoundSetup(
+        model=model,
+        device=problem.device,
+        tasks=problem.tasks,
+        jobs=Jobs.over(request.volumes, request.link),
+        batches=batches,
+        levels=problem.levels,
+        most=problem.virtual_resource[1],
+    )
+    if request.reallocates and problem.objective is Objective.MAKESPAN:
+        found, order = _reallocated(request, setup, start)
+    else:
+        found, order = _held(request, setup, start, np.array(chosen.budgets))
+    return _planned(request, setup, found, order, chosen, balance)
+
+
+def _batch_settings(request: PlanRequest, chosen: BudgetPlan) -> tuple[Array, Index]:
+    """The batch sizes that Algorithm 1 may choose from, shape (n, choices), and those chosen so far."""
+    delta = request.delta if request.overlap is Overlap.FLEXIBLE else 0.0
+    rows = [
+        nearby_batches(batch, delta, min(valid), max(valid))
+        for batch, valid in zip(chosen.batches, request.problem.batches, strict=True)
+    ]
+    width = max(map(len, rows))
+    batches = np.array([[*row, *[row[-1]] * (width - len(row))] for row in rows], dtype=float)
+    start = [row.index(batch) for row, batch in zip(rows, chosen.batches, strict=True)]
+    return batches, np.array(start, dtype=np.intp)
+
+
+def _allowed(problem: BudgetProblem, table: RateTable, batches: Array) -> Mask | None:
+    """The states whose batch sizes fit into memory; between sizes that were measured it is interpolated."""
+    if not problem.memory:
+        return None
+    needs = np.array(
+        [
+            np.interp(row, *np.array(sorted(zip(sizes, bytes_, strict=True)), dtype=float).T)
+            for row, sizes, bytes_ in zip(batches, problem.batches, problem.memory, strict=True)
+        ]
+    )
+    digits = states(len(batches), table.choices)
+    used = np.where(digits > 0, needs[np.arange(len(batches)), np.maximum(digits, 1) - 1], 0.0)
+    allowed: Mask = used.sum(axis=1) <= problem.memory_limit
+    return allowed
+
+
+def _ordered(request: PlanRequest, setup: RoundSetup, found: Reallocation, start: Index) -> OrderPlan:
+    workloads = None
+    if request.workload is not None:
+        workloads = np.array(
+            [
+                request.workload.of_round(task, volume.samples)
+                for task, volume in zip(setup.tasks, request.volumes, strict=True)
+            ]
+        )
+    return plan_order(
+        setup.jobs,
+        found.table,
+        start,
+        overlap=request.overlap,
+        workloads=workloads,
+        allowed=_allowed(request.problem, found.table, setup.batches),
+    )
+
+
+def _reallocated(request: PlanRequest, setup: RoundSetup, start: Index) -> tuple[Reallocation, OrderPlan]:
+    """Budgets for every set of computing tasks, the order for them, and both once more."""
+    found = reallocate(setup)
+    for _ in range(2):
+        order = _ordered(request, setup, found, start)
+        found, makespan = refine(setup, found, order, overlap=request.overlap)
+    return found, replace(order, makespan_s=makespan)
+
+
+def _held(
+    request: PlanRequest, setup: RoundSetup, start: Index, budgets: Array
+) -> tuple[Reallocation, OrderPlan]:
+    """Budgets for the whole round: those of Eq. 5, moved by a level while a flexible order gains by it."""
+    if request.overlap is Overlap.FLEXIBLE and request.problem.objective is Objective.MAKESPAN:
+        fixed = replace(setup, batches=np.repeat(np.array(_column(setup.batches, start)), 3, axis=1))
+        grid, tasks = setup.grid, np.arange(len(budgets))
+        for _ in range(_TURNS):
+            place = np.array([np.searchsorted(row, r) for row, r in zip(grid, budgets, strict=True)])
+            near = np.clip(place[:, None] + [-1, 0, 1], 0, grid.shape[1] - 1)
+            found = hold(fixed, grid[tasks[:, None], near])
+            total = np.where(found.budgets.sum(axis=1) <= setup.most + 1e-9, True, False)
+            order = plan_order(
+                setup.jobs, found.table, np.ones_like(start), overlap=Overlap.FLEXIBLE, allowed=total
+            )
+            moved = grid[tasks, near[tasks, order.choice]]
+            if (moved == budgets).all():
+                break
+            budgets = moved
+    found = hold(setup, budgets[:, None])
+    return found, _ordered(request, setup, found, start)
+
+
+def _column(batches: Array, start: Index) -> Array:
+    return batches[np.arange(len(start)), start][:, None]
+
+
+def _planned(
+    request: PlanRequest,
+    setup: RoundSetup,
+    found: Reallocation,
+    order: OrderPlan,
+    chosen: BudgetPlan,
+    balance: BatchPlan | None,
+) -> PlannedRound:
+    names, table = setup.jobs.names, found.table
+    settings = table.steps(order.choice)
+    full = settings.sum()
+    times = simulate(setup.jobs, table, order.order, order.choice, overlap=request.overlap)
+    bound = lower_bound(setup.jobs, table.fastest(), request.overlap)
+    plans = tuple(
+        TaskPlan(
+            task=names[i],
+            budget=float(found.budgets[full, i]),
+            batch_size=int(setup.batches[i, order.choice[i]]),
+        )
+        for i in order.order
+    )
+    return PlannedRound(
+        plan=RoundPlan(tasks=plans, sharing=Sharing.CAPPED),
+        forecast=Forecast(
+            makespan_s=float(times.makespan[0]),
+            lower_bound_s=min(bound, float(times.makespan[0])),
+            timeline=timeline(setup.jobs, times),
+            rates={name: float(rate) for name, rate in zip(names, table.rates[full], strict=True)},
+        ),
+        budgets=_by_set(names, settings, found.budgets) if request.reallocates else {},
+        chosen=chosen,
+        balance=balance,
+    )
+
+
+def _by_set(
+    names: tuple[str, ...], settings: Index, budgets: Array
+) -> dict[frozenset[str], dict[str, float]]:
+    """Budgets of the chosen batch sizes by the names of the tasks that compute."""
+    sets = states(len(names), 1)[1:]
+    return {
+        frozenset(name for name, runs in zip(names, row, strict=True) if runs): {
+            name: float(budgets[row @ settings, i]) for i, name in enumerate(names) if row[i]
+        }
+        for row in sets
+    }
