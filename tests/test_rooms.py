@@ -25,7 +25,7 @@ HOMES = {
     "ray": ("federation/",),
     "torch": ("device/", "tasks/"),
     "torchvision": ("device/", "tasks/"),
-    "xgboost": ("device/throughput/",),
+    "xgboost": ("planning/xgboost_model.py",),
     "hydra": ("federation/compose.py",),
     "omegaconf": ("federation/compose.py",),
     "pynvml": ("device/",),

@@ -145,7 +145,7 @@ def distinct_levels(percentages: tuple[float, ...], units: int) -> tuple[float, 
 class Boxes:
     """Sets of settings: a batch size for each task, and a range of its levels, both ends within.
 
-    All are indices into the problem's lists; shape (k, n).
+    All are indices, into the problem's batch sizes and into its levels in ascending order; shape (k, n).
     """
 
     batch: Index
@@ -183,7 +183,7 @@ class Evaluator:
         self.predicted = 0
         self._model = model
         self._batches = _padded(problem.batches)
-        self._levels = _padded(problem.levels)
+        self._levels = _padded([sorted(levels) for levels in problem.levels])
         self._memory = _padded(problem.memory) if problem.memory else np.zeros_like(self._batches)
         self._solo = np.array([task.solo_rate for task in problem.tasks])
 
@@ -268,7 +268,8 @@ class Evaluator:
             keys = (hashes * running).sum(axis=1)
             _, first, place = np.unique(keys, return_index=True, return_inverse=True)
             rates = self._rates(boxes[first], running[first])[place]
-        return now + np.divide(left, rates, out=np.zeros_like(left), where=left > 0).max(axis=1)
+        rest = np.divide(left, rates, out=np.zeros_like(left), where=left > 0)
+        return np.asarray(now + rest.max(axis=1))
 
 
 def _padded(lists: Sequence[Sequence[float]]) -> Array:

@@ -75,7 +75,7 @@ class Correction:
                 (high, many), (low, few) = blocks[-2], blocks.pop()
                 blocks[-1] = [(high * many + low * few) / (many + few), many + few]
         rising = np.concatenate([[factor] * int(count) for factor, count in blocks])
-        return np.interp(budgets, [budget for budget, _ in known], rising)
+        return np.asarray(np.interp(budgets, [budget for budget, _ in known], rising), dtype=float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

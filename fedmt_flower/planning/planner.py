@@ -16,10 +16,10 @@ from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.batching import BatchPlan, choose_batches
 from fedmt_flower.planning.bounds import lower_bound
 from fedmt_flower.planning.budgets import BudgetPlan, BudgetProblem, Objective
-from fedmt_flower.planning.overlap import OrderPlan, nearby_batches, plan_order
+from fedmt_flower.planning.overlap import EXACT, OrderPlan, nearby_batches, plan_order
 from fedmt_flower.planning.rates import Index, RateTable, states
 from fedmt_flower.planning.reallocation import Reallocation, RoundSetup, hold, reallocate
-from fedmt_flower.planning.refinement import refine
+from fedmt_flower.planning.refinement import refine, settle
 from fedmt_flower.planning.search import solve
 from fedmt_flower.planning.simulator import Jobs, simulate, timeline
 from fedmt_flower.planning.throughput import Array, Mask, ThroughputModel
@@ -62,6 +62,8 @@ class PlanRequest:
         Eq. 3 fitted on this device, for `Overlap.WORKLOAD`; None ranks by solo time.
     reallocates
         Whether budgets may change when a task starts or ends: only if all tasks are stepped.
+    handover_s
+        Seconds of training that a task loses when its budget changes.
     """
 
     problem: BudgetProblem
@@ -74,12 +76,14 @@ class PlanRequest:
     delta: float = 0.2
     workload: Workload | None = None
     reallocates: bool = False
+    handover_s: float = 0.01
 
     def __post_init__(self) -> None:
         planned = [task.task for task in self.problem.tasks]
         if planned != [volume.task for volume in self.volumes]:
             raise ConfigError(
-                f"plan: got volumes of {[volume.task for volume in self.volumes]}, expected those of {planned}"
+                f"plan: got volumes of {[volume.task for volume in self.volumes]}, expected those of "
+                f"{planned}, in that order"
             )
 
 
@@ -133,10 +137,9 @@ def plan_device_round(request: PlanRequest, model: ThroughputModel) -> PlannedRo
         levels=problem.levels,
         most=problem.virtual_resource[1],
     )
+    found, order = _held(request, setup, start, np.array(chosen.budgets))
     if request.reallocates and problem.objective is Objective.MAKESPAN:
-        found, order = _reallocated(request, setup, start)
-    else:
-        found, order = _held(request, setup, start, np.array(chosen.budgets))
+        found, order = _changing(request, setup, start, (found, order))
     return _planned(request, setup, found, order, chosen, balance)
 
 
@@ -188,29 +191,20 @@ def _ordered(request: PlanRequest, setup: RoundSetup, found: Reallocation, start
     )
 
 
-def _reallocated(request: PlanRequest, setup: RoundSetup, start: Index) -> tuple[Reallocation, OrderPlan]:
-    """Budgets for every set of computing tasks, the order for them, and both once more."""
-    found = reallocate(setup)
-    for _ in range(2):
-        order = _ordered(request, setup, found, start)
-        found, makespan = refine(setup, found, order, overlap=request.overlap)
-    return found, replace(order, makespan_s=makespan)
-
-
 def _held(
     request: PlanRequest, setup: RoundSetup, start: Index, budgets: Array
 ) -> tuple[Reallocation, OrderPlan]:
     """Budgets for the whole round: those of Eq. 5, moved by a level while a flexible order gains by it."""
     if request.overlap is Overlap.FLEXIBLE and request.problem.objective is Objective.MAKESPAN:
-        fixed = replace(setup, batches=np.repeat(np.array(_column(setup.batches, start)), 3, axis=1))
         grid, tasks = setup.grid, np.arange(len(budgets))
-        for _ in range(_TURNS):
+        fixed = replace(setup, batches=np.repeat(setup.batches[tasks, start][:, None], 3, axis=1))
+        for _ in range(_TURNS if len(tasks) <= EXACT else 1):
             place = np.array([np.searchsorted(row, r) for row, r in zip(grid, budgets, strict=True)])
             near = np.clip(place[:, None] + [-1, 0, 1], 0, grid.shape[1] - 1)
             found = hold(fixed, grid[tasks[:, None], near])
-            total = np.where(found.budgets.sum(axis=1) <= setup.most + 1e-9, True, False)
+            fits = found.budgets.sum(axis=1) <= setup.most + 1e-9
             order = plan_order(
-                setup.jobs, found.table, np.ones_like(start), overlap=Overlap.FLEXIBLE, allowed=total
+                setup.jobs, found.table, np.ones_like(start), overlap=Overlap.FLEXIBLE, allowed=fits
             )
             moved = grid[tasks, near[tasks, order.choice]]
             if (moved == budgets).all():
@@ -220,8 +214,26 @@ def _held(
     return found, _ordered(request, setup, found, start)
 
 
-def _column(batches: Array, start: Index) -> Array:
-    return batches[np.arange(len(start)), start][:, None]
+def _changing(
+    request: PlanRequest, setup: RoundSetup, start: Index, held: tuple[Reallocation, OrderPlan]
+) -> tuple[Reallocation, OrderPlan]:
+    """Budgets that change with the set of computing tasks: the better of two ways to them.
+
+    One begins with the budgets held, the other with those that are best for each set by itself; both are
+    then fitted to the round in which they are used.
+    """
+    anew = reallocate(setup)
+    ways = []
+    for found, order in (held, (anew, _ordered(request, setup, anew, start))):
+        fitted = refine(setup, found, order, overlap=request.overlap)
+        order = _ordered(request, setup, fitted, order.choice)
+        ways.append((refine(setup, fitted, order, overlap=request.overlap), order))
+    spans = [
+        simulate(setup.jobs, found.table, order.order, order.choice, overlap=request.overlap).makespan[0]
+        for found, order in ways
+    ]
+    found, order = ways[int(np.argmin(spans))]
+    return settle(setup, found, order, request.handover_s, overlap=request.overlap), order
 
 
 def _planned(

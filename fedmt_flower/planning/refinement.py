@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Final
 
@@ -20,43 +21,78 @@ _TURNS: Final = 40
 
 def refine(
     setup: RoundSetup, found: Reallocation, plan: OrderPlan, *, overlap: Overlap = Overlap.FLEXIBLE
-) -> tuple[Reallocation, float]:
+) -> Reallocation:
     """Change one budget of one set at a time, the best change first, while the round gets shorter.
 
-    Only the sets that compute together in `plan` are looked at: at most two for each task. Returned are
-    the new budgets and the round's makespan in seconds.
+    Only the sets that compute together in `plan` are looked at: at most two for each task.
     """
-    jobs, table, budgets, grid = setup.jobs, found.table, found.budgets, setup.grid
-    settings = table.steps(plan.choice)
-    sizes = setup.batches[np.arange(len(plan.choice)), plan.choice]
+    grid = setup.grid
     best = plan.makespan_s
     for _ in range(_TURNS):
-        sets = _met(jobs, table, plan, overlap)
-        state, tried = _variants((sets * settings).sum(axis=1), budgets, sets, grid)
+        sets = _met(setup.jobs, found.table, plan, overlap)
+        state, tried = _variants(
+            (sets * found.table.steps(plan.choice)).sum(axis=1), found.budgets, sets, grid
+        )
         fits = tried.sum(axis=1) <= setup.most + 1e-9
         state, tried = state[fits], tried[fits]
-        rates = setup.rates(sizes, tried)
-        wider = replace(table, rates=np.concatenate([table.rates, rates]))
-        swap = (state, len(table.rates) + np.arange(len(state)))
-        choice = np.tile(plan.choice, (len(state), 1))
-        spans = simulate(jobs, wider, plan.order, choice, overlap=overlap, swap=swap).makespan
-        spent = tried.sum(axis=1) - budgets[state].sum(axis=1)
+        rates, spans = _tried(setup, found, plan, overlap, state, tried)
+        spent = tried.sum(axis=1) - found.budgets[state].sum(axis=1)
         place = int((spans * (1.0 + THRIFT * spent)).argmin())
         if not spans[place] * (1.0 + THRIFT * spent[place]) < best * (1.0 - 1e-9):
             break
         best = float(spans[place])
-        new_rates, budgets = table.rates.copy(), budgets.copy()
-        new_rates[state[place]], budgets[state[place]] = rates[place], tried[place]
-        table = replace(table, rates=new_rates)
-    return Reallocation(table=table, budgets=budgets), best
+        found = _changed(found, int(state[place]), tried[place], rates[place])
+    return found
+
+
+def settle(
+    setup: RoundSetup,
+    found: Reallocation,
+    plan: OrderPlan,
+    handover_s: float,
+    *,
+    overlap: Overlap = Overlap.FLEXIBLE,
+) -> Reallocation:
+    """Leave a task its budget when the set changes, unless the change is worth `handover_s` seconds."""
+    span = float(simulate(setup.jobs, found.table, plan.order, plan.choice, overlap=overlap).makespan[0])
+    steps = found.table.steps(plan.choice)
+    sets = _met(setup.jobs, found.table, plan, overlap)
+    for before, after in itertools.pairwise(sets):
+        for task in np.flatnonzero(before & after):
+            state = np.array([after @ steps])
+            tried = found.budgets[state].copy()
+            tried[0, task] = found.budgets[before @ steps, task]
+            rates, spans = _tried(setup, found, plan, overlap, state, tried)
+            if tried.sum() <= setup.most + 1e-9 and spans[0] <= span + handover_s:
+                span = float(spans[0])
+                found = _changed(found, int(state[0]), tried[0], rates[0])
+    return found
+
+
+def _tried(
+    setup: RoundSetup, found: Reallocation, plan: OrderPlan, overlap: Overlap, state: Index, budgets: Array
+) -> tuple[Array, Array]:
+    """Rates, and the round's makespan, with the budgets of one state changed: one row for each change."""
+    rates = setup.rates(setup.batches[np.arange(len(plan.choice)), plan.choice], budgets)
+    wider = replace(found.table, rates=np.concatenate([found.table.rates, rates]))
+    swap = (state, len(found.table.rates) + np.arange(len(state)))
+    choice = np.tile(plan.choice, (len(state), 1))
+    return rates, simulate(setup.jobs, wider, plan.order, choice, overlap=overlap, swap=swap).makespan
+
+
+def _changed(found: Reallocation, state: int, budgets: Array, rates: Array) -> Reallocation:
+    """The same with other budgets, and so other rates, in one state."""
+    all_budgets, all_rates = found.budgets.copy(), found.table.rates.copy()
+    all_budgets[state], all_rates[state] = budgets, rates
+    return Reallocation(table=replace(found.table, rates=all_rates), budgets=all_budgets)
 
 
 def _met(jobs: Jobs, table: RateTable, plan: OrderPlan, overlap: Overlap) -> Index:
-    """The distinct sets of tasks that compute together, as rows of 0 and 1."""
+    """The sets of tasks that compute together, in the order of time, as rows of 0 and 1."""
     times = simulate(jobs, table, plan.order, plan.choice, overlap=overlap)
     moments = np.unique(np.concatenate([times.started[0], times.computed[0]]))[:, None]
     running = (times.started[0] <= moments) & (moments < times.computed[0])
-    return np.unique(running[running.any(axis=1)], axis=0).astype(np.intp)
+    return np.asarray(running[running.any(axis=1)], dtype=np.intp)
 
 
 def _variants(states: Index, budgets: Array, sets: Index, grid: Array) -> tuple[Index, Array]:

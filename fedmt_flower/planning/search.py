@@ -32,7 +32,7 @@ def solve(problem: BudgetProblem, model: ThroughputModel, *, effort: int = 150_0
         The settings, and what predicts their rates.
     effort
         How many rates may be predicted before the best setting so far is returned, with the bound that was
-        reached by then.
+        reached by then (none, if bounding every combination of batch sizes would take half of it).
 
     Raises
     ------
@@ -44,7 +44,8 @@ def solve(problem: BudgetProblem, model: ThroughputModel, *, effort: int = 150_0
     if not model.monotone and np.prod(sizes, dtype=float) <= EXHAUSTIVE:
         return exhaustive(problem, model)
     best = _climb(evaluator, _starts(problem, sizes))
-    if model.monotone:
+    first_wave = np.prod(sizes[: len(problem.tasks)], dtype=float) * 2**_CUTS * len(problem.tasks)
+    if model.monotone and first_wave <= effort / 2:
         best = _branch_and_bound(evaluator, best, effort)
     return _plan(evaluator, best)
 
