@@ -39,8 +39,6 @@ def test_the_nearest_measured_setting_answers(
 def test_a_set_that_was_never_measured_is_refused(
     table: TableModel, device: DeviceFeatures, zoo: dict[str, TaskFeatures]
 ) -> None:
-    runs = CoRuns(
-        device=device, tasks=(zoo["s2"],), batches=np.array([[128.0]]), budgets=np.array([[100.0]])
-    )
+    runs = CoRuns(device=device, tasks=(zoo["s2"],), batches=np.array([[128.0]]), budgets=np.array([[100.0]]))
     with pytest.raises(ConfigError, match="s2 were never measured together"):
         table.rates(runs)
