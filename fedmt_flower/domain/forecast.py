@@ -23,12 +23,15 @@ class Forecast:
         Downloads, computation and uploads, in seconds since the round's start.
     rates
         Samples/s of each task while all tasks run.
+    constant_s
+        The makespan if each task kept that rate throughout: the paper's Dᵢ/Pᵢ.
     """
 
     makespan_s: float
     lower_bound_s: float
     timeline: tuple[Span, ...]
     rates: Mapping[str, float]
+    constant_s: float
 
     @property
     def gap(self) -> float:

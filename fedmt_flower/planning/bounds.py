@@ -16,7 +16,7 @@ _TRIED: Final = 5
 """Up to so many tasks the device's bound is taken for every order: 120 in 10 ms."""
 _LINKED: Final = 8
 """Up to so many tasks the link's bound is taken for every order, the device's for every set."""
-_STEPS: Final = 40
+_STEPS: Final = 25
 """Improvements of the prices; more than that moved no bound by 0.1 % in random rounds."""
 
 

@@ -247,7 +247,10 @@ def _planned(
     names, table = setup.jobs.names, found.table
     settings = table.steps(order.choice)
     full = settings.sum()
-    times = simulate(setup.jobs, table, order.order, order.choice, overlap=request.overlap)
+    times, constant = (
+        simulate(setup.jobs, table, order.order, order.choice, overlap=request.overlap, constant_rates=kept)
+        for kept in (False, True)
+    )
     bound = lower_bound(setup.jobs, table.fastest(), request.overlap)
     plans = tuple(
         TaskPlan(
@@ -264,6 +267,7 @@ def _planned(
             lower_bound_s=min(bound, float(times.makespan[0])),
             timeline=timeline(setup.jobs, times),
             rates={name: float(rate) for name, rate in zip(names, table.rates[full], strict=True)},
+            constant_s=float(constant.makespan[0]),
         ),
         budgets=_by_set(names, settings, found.budgets) if request.reallocates else {},
         chosen=chosen,

@@ -16,7 +16,10 @@ from fedmt_flower.planning.throughput import Array, CoRuns, ThroughputModel
 
 _ROWS: Final = 30_000
 """Rates to predict at most when the batch sizes vary, unless there are more states than that."""
+_GRID: Final = 256
+"""Sets with up to so many budgets have all of them tried, the others are searched."""
 _STARTS: Final = 5
+"""Even budgets from which that search begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,11 +108,13 @@ class _Solver:
         n, width = levels.shape
         table = RateTable(choices=1, rates=np.zeros((2**n, n)))
         pool = np.zeros((2**n, count, n))
-        starts = np.rint(np.linspace(0, width - 1, _STARTS)).astype(np.intp)
+        even = np.rint(np.linspace(0, width - 1, _STARTS)).astype(np.intp)
         for members in _by_size(states(n, 1)):
             digits = states(n, 1)[members]
-            owner = np.repeat(np.arange(len(members)), _STARTS)
-            point = np.tile(starts, len(members))[:, None] * np.ones(n, dtype=np.intp)
+            size = int((digits[0] > 0).sum())
+            all_tried = width**size <= _GRID
+            starts = _grid(digits, width) if all_tried else np.tile(even[:, None], (len(members), 1, n))
+            owner, point = np.repeat(np.arange(len(members)), starts.shape[1]), starts.reshape(-1, n)
             best = np.full(len(members), np.inf)
             met = []
             while len(owner):
@@ -120,6 +125,8 @@ class _Solver:
                 first = order[np.unique(owner[order], return_index=True)[1]]
                 first = first[spans[first] < best[owner[first]]]
                 best[owner[first]] = spans[first]
+                if all_tried:
+                    break
                 owner, point = _around(owner[first], point[first], digits, width)
             owners, tried, spans, rates = (np.concatenate(part) for part in zip(*met, strict=True))
             order = np.lexsort((spans, owners))
@@ -170,6 +177,16 @@ def _by_size(digits: Index) -> Iterator[Index]:
     size = (digits > 0).sum(axis=1)
     for count in range(1, digits.shape[1] + 1):
         yield np.flatnonzero(size == count)
+
+
+def _grid(digits: Index, width: int) -> Index:
+    """Every level of every computing task of each state, and level 0 of the others: (states, grid, n)."""
+    size = int((digits[0] > 0).sum())
+    levels = np.indices((width,) * size).reshape(size, -1).T
+    points = np.zeros((len(digits), len(levels), digits.shape[1]), dtype=np.intp)
+    for row, place in enumerate(digits > 0):
+        points[row][:, place] = levels
+    return points
 
 
 def _around(owner: Index, point: Index, digits: Index, width: int) -> tuple[Index, Index]:

@@ -23,7 +23,7 @@ _STRIDES: Final = (-4, -2, -1, 1, 2, 4)
 """Steps, in levels, by which the local search moves two tasks at once."""
 
 
-def solve(problem: BudgetProblem, model: ThroughputModel, *, effort: int = 150_000) -> BudgetPlan:
+def solve(problem: BudgetProblem, model: ThroughputModel, *, effort: int = 80_000) -> BudgetPlan:
     """Choose {Bᵢ, Rᵢ} (Eq. 5), a budget that brings nothing given back.
 
     Parameters

@@ -42,6 +42,7 @@ def test_a_plan_names_every_task_once_and_its_timeline_ends_with_the_makespan(
         assert planned.forecast.timeline[-1].end_s <= planned.forecast.makespan_s
         assert max(s.end_s for s in planned.forecast.timeline) == pytest.approx(planned.forecast.makespan_s)
         assert planned.forecast.lower_bound_s <= planned.forecast.makespan_s
+        assert planned.forecast.constant_s >= planned.forecast.makespan_s * 0.999
         downloads = [span.task for span in planned.forecast.timeline if span.phase is Phase.DOWNLOAD]
         assert downloads == [task.task for task in planned.plan.tasks]
 
