@@ -12,14 +12,19 @@ BATCH = 128
 """The reference batch of P_bᵢ and of the paper's settings (§ VI-A)."""
 
 _MODELS = {
+    "AX": "alexnet",
     "D121": "densenet121",
     "V16": "vgg16",
     "R101": "resnet101",
     "R50": "resnet50",
+    "R34": "resnet34",
     "R18": "resnet18",
     "M3": "mobilenet_v3_large",
     "S2": "shufflenet_v2",
 }
+
+ZOO = tuple(_MODELS)
+"""The short names of the models that a shipped throughput model is fitted to."""
 
 SCHEMES = {
     "temporal": Allocation(policy=Policy.TEMPORAL),

@@ -7,6 +7,7 @@ import msgspec
 from fedmt_flower.device.job import Job, JobResult
 from fedmt_flower.device.seat import Seat
 from fedmt_flower.device.steps import Kernel, Step
+from fedmt_flower.domain.profile import DeviceFeatures
 from fedmt_flower.domain.round import RoundOrder, RoundReport
 from fedmt_flower.domain.task import Task
 
@@ -56,6 +57,10 @@ class Rehearse(Frame, frozen=True, kw_only=True):
     job: Job
     steps: int
     autotune: bool
+
+
+class Describe(Frame, frozen=True, kw_only=True):
+    """To a rehearsed worker: count what a step costs, and see what the seat's device can do."""
 
 
 class Rest(Frame, frozen=True, kw_only=True):
@@ -117,6 +122,14 @@ class Rehearsed(Frame, frozen=True, kw_only=True):
     seconds: float
     memory_bytes: int
     numerics: dict[str, bool]
+
+
+class Described(Frame, frozen=True, kw_only=True):
+    """From a worker: `flops` and `traffic` (bytes) per sample, and the device."""
+
+    flops: float
+    traffic: float
+    device: DeviceFeatures
 
 
 class Rested(Frame, frozen=True, kw_only=True):
@@ -228,8 +241,8 @@ class Metrics(Frame, frozen=True, kw_only=True):
 
 ToZygote = msgspec.json.Decoder(Fork)
 FromZygote: msgspec.json.Decoder[Loaded | Forked | Failed] = msgspec.json.Decoder(Loaded | Forked | Failed)
-Orders = Begin | Do | Rehearse | Rest | Measure | Cover | Trace | Leave
-Answers = Ready | Advanced | Done | Rehearsed | Rested | Measured | Covered | Traced | Failed
+Orders = Begin | Do | Rehearse | Describe | Rest | Measure | Cover | Trace | Leave
+Answers = Ready | Advanced | Done | Rehearsed | Described | Rested | Measured | Covered | Traced | Failed
 ToWorker: msgspec.json.Decoder[Orders] = msgspec.json.Decoder(Orders)
 FromWorker: msgspec.json.Decoder[Answers] = msgspec.json.Decoder(Answers)
 Questions = Hello | Run | Inquire | Scrape

@@ -11,9 +11,12 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from fedmt_flower.device.faults import describe
+from fedmt_flower.device.features import device_features, step_cost
 from fedmt_flower.device.frames import (
     Cover,
     Covered,
+    Describe,
+    Described,
     Failed,
     Measure,
     Measured,
@@ -38,8 +41,8 @@ _LONGEST_NAME = 64
 """Characters of a kernel's name that are kept: template arguments go on for hundreds."""
 
 
-Order = Rehearse | Rest | Measure | Cover | Trace
-Answer = Rehearsed | Rested | Measured | Covered | Traced
+Order = Rehearse | Describe | Rest | Measure | Cover | Trace
+Answer = Rehearsed | Described | Rested | Measured | Covered | Traced
 
 
 class Measurer:
@@ -66,6 +69,8 @@ class Measurer:
         if self._stepper is None:
             raise TaskError(f"task {self._runtime.task.name!r}: asked to measure before any rehearsal")
         match order:
+            case Describe():
+                return self._describe(self._stepper)
             case Rest():
                 return self._rest()
             case Measure(start=start, end=end):
@@ -94,6 +99,12 @@ class Measurer:
             },
         )
 
+    def _describe(self, stepper: Stepper) -> Described:
+        cost = step_cost(stepper.step)
+        device = device_features(self._runtime.device)
+        self._rest()
+        return Described(flops=cost.flops, traffic=cost.traffic, device=device)
+
     def _rest(self) -> Rested:
         if self._runtime.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -110,6 +121,7 @@ class Stepper:
     def __init__(self, runtime: TaskRuntime, job: Job) -> None:
         self._device = runtime.device
         self._trainer = runtime.trainer(job)
+        self.step = self._trainer.step
 
     def rehearse(self, steps: int) -> None:
         """Take `steps` steps and wait for them: memory is then held and every kernel chosen."""

@@ -21,6 +21,8 @@ from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.frames import (
     Cover,
     Covered,
+    Describe,
+    Described,
     Frame,
     Measure,
     Measured,
@@ -51,6 +53,7 @@ _TRACE_LEAD_S = 0.5
 """The same where a profiler must be started first."""
 _GRACE_S = 10.0
 _LONGEST_ROUND_S = 300.0
+_LONGEST_DESCRIPTION_S = 60.0
 _REHEARSAL = 4
 """Steps before a worker counts as warm: memory is held and kernels are chosen after two."""
 _WAKING = 2
@@ -218,12 +221,16 @@ class Profiler:
         missing = {probe.key: probe for probe in probes if not self._is_warm(probe)}
         if not missing:
             return {}
-        for key in missing:
-            self._awake.pop(key, None)
+        self._runner.run(self._make_room(list(missing.values())))
         said = dict(zip(missing, self._runner.run(self._warm_all(missing.values())), strict=True))
         self._needs |= {key: answer.memory_bytes for key, answer in said.items()}
         self._others = self.telemetry.fresh().memory_bytes - sum(self._awake.values())
         return said
+
+    def describe(self, probe: Probe) -> Described:
+        """What a step of `probe` costs, and what the device can do for a task in its seat."""
+        self._ready([probe])
+        return self._runner.run(self._ask(probe, Describe(), Described, _LONGEST_DESCRIPTION_S))
 
     def dismiss(self, keep: Sequence[Probe] = ()) -> None:
         """Let the workers go, but for those of `keep`: their memory is free again after this."""
@@ -334,13 +341,31 @@ class Profiler:
         """Have `probes` hold the memory of their steps; those that have long not been used rest for it."""
         asleep = [probe for probe in probes if probe.key not in self._awake]
         needed = sum(self._needs[probe.key] for probe in asleep)
-        usable = int(_FILL * self.telemetry.capacity_bytes) - self._others
-        for key in to_rest(self._awake, {probe.key for probe in probes}, needed, usable):
-            del self._awake[key]
-            await self._ask(self._probes[key], Rest(), Rested, _GRACE_S)
+        await self._rest(to_rest(self._awake, {probe.key for probe in probes}, needed, self._usable))
         await self._ask_all([(p, self._rehearsal(p, _WAKING)) for p in asleep], Rehearsed, _GRACE_S)
         # Last used, last to rest.
         self._awake |= {probe.key: self._awake.pop(probe.key, self._needs[probe.key]) for probe in probes}
+
+    async def _make_room(self, probes: Sequence[Probe]) -> None:
+        """Let workers rest for `probes`, which start: each may hold what its task needed at most so far."""
+        for probe in probes:
+            self._awake.pop(probe.key, None)
+        known = {key: self._probes[key].task.name for key in self._needs}
+        most = {name: max(self._needs[key] for key in known if known[key] == name) for name in known.values()}
+        largest = max(most.values(), default=0)
+        needs = sorted((most.get(probe.task.name, largest) for probe in probes), reverse=True)
+        await self._rest(to_rest(self._awake, set(), sum(needs[:_STARTING]), self._usable))
+
+    @property
+    def _usable(self) -> int:
+        """Bytes of the device's memory that awake workers may hold."""
+        return int(_FILL * self.telemetry.capacity_bytes) - self._others
+
+    async def _rest(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            del self._awake[key]
+            if self._is_warm(self._probes[key]):
+                await self._ask(self._probes[key], Rest(), Rested, _GRACE_S)
 
     def _is_warm(self, probe: Probe) -> bool:
         worker = self._workers.get(probe.key)

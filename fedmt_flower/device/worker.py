@@ -21,6 +21,7 @@ from fedmt_flower.device.frames import (
     Advanced,
     Begin,
     Cover,
+    Describe,
     Do,
     Done,
     Failed,
@@ -71,7 +72,7 @@ def serve(channel: ToEngine) -> int:
         match received.frame:
             case Do(job=job):
                 _do(job, received.fds[0], runtime, channel)
-            case Rehearse() | Rest() | Measure() | Cover() | Trace() as order:
+            case Rehearse() | Describe() | Rest() | Measure() | Cover() | Trace() as order:
                 channel.send(measurer.answer(order))
             case _:
                 break

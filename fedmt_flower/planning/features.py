@@ -7,6 +7,7 @@ of 2⁻²⁰ before they are summed, so the sums are exact and the order cannot 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -152,6 +153,16 @@ def saturation(tasks: tuple[TaskFeatures, ...], budget: Array) -> tuple[Array, A
     power = np.clip(-np.log2(_column(task.quarter_share for task in tasks)) / 2.0, 0.0, 1.0)
     share = np.where(budget > 0, np.maximum(budget, 1e-9) ** power, 0.0)
     return share, share * 4.0 ** (power - 1.0)
+
+
+def quarter_share(share: float, budget: float) -> float:
+    """`TaskFeatures.quarter_share` by the power law of `saturation` through the solo `share` at `budget` %.
+
+    One half where the device has no smaller budget than all of it, so that nothing was measured.
+    """
+    if budget >= 100.0:
+        return 0.5
+    return float(share ** (math.log(0.25) / math.log(budget / 100.0)))
 
 
 def _column(values: Iterable[float]) -> Array:

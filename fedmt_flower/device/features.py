@@ -1,0 +1,168 @@
+"""What a training step costs and what a device can do, measured inside a worker: fᵢ and mᵢ of § IV."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedmt_flower.domain.profile import DeviceFeatures
+
+_LOOK_S: Final = 0.05
+"""Seconds for which a device is kept busy to see what it can do."""
+_SIDES: Final[Mapping[str, int]] = {"cuda": 8192, "cpu": 512}
+_COPIED: Final[Mapping[str, int]] = {"cuda": 1 << 29, "cpu": 1 << 26}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """What one training step came to, per sample.
+
+    Parameters
+    ----------
+    flops
+        fᵢ: floating-point operations of matrix products and convolutions, forward and backward.
+    traffic
+        mᵢ: bytes that all operators read and write, as if nothing were cached.
+    samples
+        Samples of the step.
+    """
+
+    flops: float
+    traffic: float
+    samples: int
+
+
+def step_cost(step: Callable[[], int]) -> StepCost:
+    """Count what `step`, which returns the samples that it used, does.
+
+    Raises
+    ------
+    ValueError
+        If it used no samples.
+    """
+    traffic = _Traffic()
+    # torch counts a grouped convolution's backward pass as if it had no groups: 256 times for MobileNets.
+    flops = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
+    )
+    with flops, traffic:
+        samples = step()
+    if samples < 1:
+        raise ValueError("a training step used no samples: there is no data to train on")
+    # A model without any product still adds and compares: a sample costs one operation at least.
+    return StepCost(
+        flops=max(1.0, flops.get_total_flops() / samples),
+        traffic=max(1.0, traffic.bytes / samples),
+        samples=samples,
+    )
+
+
+def device_features(device: torch.device) -> DeviceFeatures:
+    """Measure `device` as far as this process may use it; takes a fraction of a second.
+
+    The peak is that of a matrix product in the arithmetic that convolutions are allowed: TF32 on a GPU
+    unless the user forbids it, else float32.
+    """
+    side = _SIDES[device.type]
+    left, right = (torch.randn(side, side, device=device) for _ in range(2))
+    product = torch.empty_like(left)
+    source = torch.empty(_COPIED[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    with torch.no_grad(), _arithmetic_of_convolutions():
+        multiplied = _rate(device, lambda: torch.matmul(left, right, out=product))
+    copied = _rate(device, lambda: target.copy_(source))
+    on_gpu = device.type == "cuda"
+    units = (
+        torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else torch.get_num_threads()
+    )
+    return DeviceFeatures(
+        name=torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        units=units,
+        peak=multiplied * 2.0 * side**3,
+        bandwidth=copied * 2.0 * source.numel(),
+    )
+
+
+def _convolution_backward(
+    grad: Sequence[int],
+    inputs: Sequence[int],
+    weight: Sequence[int],
+    bias: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    transposed: bool,
+    output_padding: object,
+    groups: int,
+    wanted: Sequence[bool],
+    **kwargs: object,
+) -> int:
+    """FLOPs of a convolution's gradients, by the shapes of what it takes: one forward pass for each."""
+    places = math.prod((inputs if transposed else grad)[2:])
+    return 2 * sum(wanted[:2]) * inputs[0] * places * math.prod(weight)
+
+
+class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sums the bytes of what each operator reads and writes; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            moved = tree_leaves((args, kwargs, result))
+            self.bytes += sum(
+                part.numel() * part.element_size() for part in moved if isinstance(part, Tensor)
+            )
+        return result
+
+
+def _rate(device: torch.device, work: Callable[[], object]) -> float:
+    """How often a second `device` does `work`: the best of three looks, after a warm one."""
+    _times(device, work, 1)
+    count = max(1, int(_LOOK_S / max(_times(device, work, 1), 1e-6)))
+    return count / min(_times(device, work, count) for _ in range(3))
+
+
+def _times(device: torch.device, work: Callable[[], object], count: int) -> float:
+    begun = time.perf_counter()
+    for _ in range(count):
+        work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+@contextmanager
+def _arithmetic_of_convolutions() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _processor() -> str:
+    """The vendor's name of the CPUs, as far as the system tells."""
+    with Path("/proc/cpuinfo").open() as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return "CPUs"
