@@ -21,6 +21,7 @@ from fedmt_flower.errors import ConfigError, FedMTError, expected_one_of
 COMMANDS = {
     "sim": "train a federation of several tasks here, on Flower's simulation",
     "profile": "measure tasks on their device, alone and together",
+    "fit": "make a throughput model of the samples of a profile",
     "show": "show the results of a run",
     "engine": "the engines of this host: status, logs, metrics, stop",
     "doctor": "check what this machine has and what is missing",

@@ -228,9 +228,18 @@ class Profiler:
         return said
 
     def describe(self, probe: Probe) -> Described:
-        """What a step of `probe` costs, and what the device can do for a task in its seat."""
-        self._ready([probe])
-        return self._runner.run(self._ask(probe, Describe(), Described, _LONGEST_DESCRIPTION_S))
+        """What a step of `probe` costs, and what the device can do for a task in its seat.
+
+        Raises
+        ------
+        EngineError
+            If its worker cannot be started, or its step cannot be taken.
+        """
+        try:
+            self._ready([probe])
+            return self._runner.run(self._ask(probe, Describe(), Described, _LONGEST_DESCRIPTION_S))
+        except Spoiled as error:
+            raise EngineError(str(error)) from error
 
     def dismiss(self, keep: Sequence[Probe] = ()) -> None:
         """Let the workers go, but for those of `keep`: their memory is free again after this."""
@@ -384,10 +393,14 @@ class Profiler:
                 await self._ask(probe, Rest(), Rested, _GRACE_S)
                 return answer
 
-        try:
-            return await asyncio.gather(*map(warm, probes))
-        except Spoiled as error:
-            raise EngineError(str(error)) from error
+        # All answers are waited for, so that none is still starting after this.
+        answers = await asyncio.gather(*map(warm, probes), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, Spoiled):
+                raise EngineError(str(answer)) from answer
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Rehearsed)]
 
     async def _ask_all(
         self, orders: Sequence[tuple[Probe, Frame]], expected: type[_Answer], patience_s: float

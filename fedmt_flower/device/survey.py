@@ -141,19 +141,20 @@ class Survey:
         """Have the block's workers, and the features of tasks that are new."""
         probes = [self._probe(place) for place in block.places]
         self._profiler.dismiss(keep=probes)
-        self._profiler.prepare(probes)
-        whole = max(place.budget for place in block.places)
-        for place in block.places:
-            subject = self._subjects[place.task]
-            if place.task in self._file.described or (place.batch, place.budget) != (
-                subject.reference,
-                whole,
-            ):
-                continue
-            said = self._profiler.describe(self._probe(place))
-            if not self._file.described:
-                self._file.add(samples.Device(features=said.device))
-            self._file.add(samples.Task(task=place.task, flops=said.flops, traffic=said.traffic))
+        for task in dict.fromkeys(place.task for place in block.places):
+            if task not in self._file.described:
+                self._describe(task)
+        try:
+            self._profiler.prepare(probes)
+        except EngineError as error:
+            # It shows in the settings that need that worker; the others can do without it.
+            log.warning("a worker cannot be started: %s", error)
+
+    def _describe(self, task: str) -> None:
+        said = self._profiler.describe(self._probe(Place(task, self._subjects[task].reference, 100.0)))
+        if not self._file.described:
+            self._file.add(samples.Device(features=said.device))
+        self._file.add(samples.Task(task=task, flops=said.flops, traffic=said.traffic))
 
     def _take(self, setting: Setting) -> None:
         names = tuple(place.task for place in setting)

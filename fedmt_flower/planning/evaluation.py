@@ -66,6 +66,26 @@ def hold_out_score(fit: Fit, samples: Sequence[CoRunSample], split: Splitter) ->
     )
 
 
+def noise(samples: Iterable[CoRunSample]) -> float | None:
+    """How far a rate measured again lies from the median of its repeats, as a fraction of that, on average.
+
+    No model can be better than this. None if nothing was measured twice.
+    """
+    repeats: dict[tuple[object, ...], list[tuple[float, ...]]] = {}
+    for sample in samples:
+        names = [task.task for task in sample.tasks]
+        *setting, rates = zip(
+            *sorted(zip(names, sample.batches, sample.budgets, sample.rates, strict=True)), strict=True
+        )
+        repeats.setdefault((sample.device.name, *setting), []).append(rates)
+    deviations = [
+        np.abs(np.array(seen) / np.median(seen, axis=0) - 1.0).ravel()
+        for seen in repeats.values()
+        if len(seen) > 1
+    ]
+    return float(np.concatenate(deviations).mean()) if deviations else None
+
+
 def within_mixes(samples: Sequence[CoRunSample]) -> Iterable[Split]:
     """Five folds in which every mix is seen: each fifth sample of every mix is held out."""
     place: dict[tuple[str, ...], int] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import nnls
 
-from fedmt_flower.domain.profile import TaskFeatures
+from fedmt_flower.domain.profile import CoRunSample, TaskFeatures
 from fedmt_flower.errors import ConfigError
 
 
@@ -53,6 +53,20 @@ class Workload:
     def of_round(self, task: TaskFeatures, samples: int) -> float:
         """Oᵢ·Dᵢ/Bᵢ in seconds: the workload by which § V-B ranks tasks."""
         return self.per_sample(task) * samples
+
+
+def step_times(samples: Iterable[CoRunSample]) -> tuple[StepTime, ...]:
+    """The steps of tasks that ran alone with the whole device."""
+    return tuple(
+        StepTime(
+            flops=sample.tasks[0].flops,
+            traffic=sample.tasks[0].traffic,
+            batch=sample.batches[0],
+            seconds=sample.batches[0] / sample.rates[0],
+        )
+        for sample in samples
+        if len(sample.tasks) == 1 and sample.budgets[0] >= 100.0
+    )
 
 
 def fit_workload(steps: Sequence[StepTime]) -> Workload:
