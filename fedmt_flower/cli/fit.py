@@ -145,4 +145,4 @@ def _show(found: Findings, out: Path) -> None:
         )
     shares = [f"{name} {share:.0%}" for name, share in list(found.importance.items())[:_SHOWN_FEATURES]]
     console.print(f"what the trees go by: {', '.join(shares)}", soft_wrap=True)
-    console.print(f"wrote {out}; use it: fedmt plan allocation.model={out}", soft_wrap=True)
+    console.print(f"wrote {out}", soft_wrap=True)
