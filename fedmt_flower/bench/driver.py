@@ -43,7 +43,7 @@ BUDGETS_S = {
     "allocation": 340.0,
     "faults": 60.0,
     "equality": 90.0,
-    "federation": 200.0,
+    "federation": 400.0,
     "rv_sweep": 185.0,
     "timeline": 30.0,
     "occupancy": 75.0,

@@ -139,7 +139,7 @@ class _Deployment:
                 raise EngineError(
                     f"the federation had not ended after {patience_s:.0f} s: {self._errors(number)}"
                 )
-            time.sleep(0.5)
+            time.sleep(2)  # each look is a process of its own
         if status != "finished:completed":
             raise EngineError(f"the federation ended as {status}: {self._errors(number)}")
 
