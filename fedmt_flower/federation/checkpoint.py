@@ -15,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +24,7 @@ import msgspec
 
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.errors import FederationError
-from fedmt_flower.federation.durable import extend_file, replace_file
+from fedmt_flower.federation.durable import extend_file, guarded, replace_file
 from fedmt_flower.federation.state import Frozen, Node
 
 _log = logging.getLogger("flwr.fedmt")
@@ -186,15 +186,8 @@ class CheckpointFolder:
         extend_file(self.path / _HISTORY, b"".join(self._unwritten))
         self._unwritten.clear()
 
-    @contextmanager
-    def _guarded(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            cause = error.strerror or str(error)
-            raise CheckpointError(
-                f"checkpoint {self.path}: {what}: {cause}; what was written before is intact"
-            ) from error
+    def _guarded(self, what: str) -> AbstractContextManager[None]:
+        return guarded(CheckpointError, f"checkpoint {self.path}", what)
 
 
 def _number(path: Path) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from fedmt_flower.errors import FedMTError
 
 
 def replace_file(target: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -47,3 +50,13 @@ def extend_file(target: Path, content: bytes) -> None:
         except BaseException:
             file.truncate(before)
             raise
+
+
+@contextmanager
+def guarded(kind: type[FedMTError], where: str, what: str) -> Iterator[None]:
+    """Tell a failure of the file system as an error of `kind`, in one line that says `where` and `what`."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise kind(f"{where}: {what}: {cause}; what was written before is intact") from error

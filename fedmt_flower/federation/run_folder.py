@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from fedmt_flower.errors import FedMTError
-from fedmt_flower.federation.durable import extend_file, replace_file
+from fedmt_flower.federation.durable import extend_file, guarded, replace_file
 from fedmt_flower.federation.record import Entry, Summary
 from fedmt_flower.federation.trace import trace
 
@@ -70,15 +70,8 @@ class _Folder:
         except msgspec.DecodeError as error:
             raise RunFolderError(f"run folder {self.path}: {name} cannot be read: {error}") from error
 
-    @contextmanager
-    def _guarded(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            cause = error.strerror or str(error)
-            raise RunFolderError(
-                f"run folder {self.path}: {what}: {cause}; what was written before is intact"
-            ) from error
+    def _guarded(self, what: str) -> AbstractContextManager[None]:
+        return guarded(RunFolderError, f"run folder {self.path}", what)
 
 
 class RunFolder(_Folder):
