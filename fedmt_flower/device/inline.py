@@ -15,7 +15,8 @@ from fedmt_flower.device.runtime import TaskRuntime
 from fedmt_flower.device.seeding import preserved_generators
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.plan import TaskPlan
-from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport, Span, Status, TaskReport
+from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport, Status, TaskReport
+from fedmt_flower.domain.timeline import Span
 from fedmt_flower.errors import EngineError, TaskError
 from fedmt_flower.planning.allocation import plan_round
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from fedmt_flower.device.contract import Weights
 from fedmt_flower.domain.plan import TaskPlan
-from fedmt_flower.domain.round import Assignment, Mode, Phase, RoundOrder, Span, Status, TaskReport
+from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, Status, TaskReport
 from fedmt_flower.domain.task import Scalar
+from fedmt_flower.domain.timeline import Phase, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

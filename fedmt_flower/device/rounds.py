@@ -14,7 +14,8 @@ from fedmt_flower.device.job import job_of, report_of, spans_of
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.worker_handle import WorkerHandle
 from fedmt_flower.domain.plan import RoundPlan, Sharing, TaskPlan
-from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport, Span, Status, TaskReport
+from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport, Status, TaskReport
+from fedmt_flower.domain.timeline import Span
 from fedmt_flower.errors import EngineError, TaskError
 from fedmt_flower.planning.allocation import plan_round
 

@@ -21,8 +21,8 @@ from fedmt_flower.device.seeding import choose_kernels, seed_everything, seed_se
 from fedmt_flower.device.splits import Splits, SplitsCache
 from fedmt_flower.device.trainer import Loop, Objective, SteppedTrainer, evaluate_by
 from fedmt_flower.device.weights import WeightCourier, state_of
-from fedmt_flower.domain.round import Phase
 from fedmt_flower.domain.task import Task, TaskKind
+from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import TaskError
 
 OnProgress = Callable[[Progress], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedmt_flower.domain.round import Span
+from fedmt_flower.domain.timeline import Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fedmt_flower.domain.allocation import Allocation
+from fedmt_flower.domain.coordination import Coordination
+from fedmt_flower.domain.forecast import Forecast
+from fedmt_flower.domain.network import Link
 from fedmt_flower.domain.plan import RoundPlan
 from fedmt_flower.domain.task import Scalar, Task, check_name, check_unique
+from fedmt_flower.domain.timeline import Span
 from fedmt_flower.errors import ConfigError
 
 
@@ -38,16 +42,6 @@ class Status(StrEnum):
 
     DONE = "done"
     FAILED = "failed"
-
-
-class Phase(StrEnum):
-    """What a task was doing during a span of a timeline."""
-
-    PREPARE = "prepare"
-    DOWNLOAD = "download"
-    EVALUATE = "evaluate"
-    COMPUTE = "compute"
-    UPLOAD = "upload"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +125,8 @@ class RoundOrder:
         The tasks of this round, in the order in which the server named them.
     allocation
         The policy that chooses the budgets.
+    coordination
+        How batch sizes, the start order and transfers are chosen.
     seed
         Seed of the run, 0 or more.
     deadline_s
@@ -142,6 +138,7 @@ class RoundOrder:
     site: str
     assignments: tuple[Assignment, ...]
     allocation: Allocation
+    coordination: Coordination = field(default_factory=Coordination)
     seed: int = 0
     deadline_s: float | None = None
 
@@ -152,16 +149,6 @@ class RoundOrder:
             raise ConfigError(f"round {self.round}, seed {self.seed}: expected 0 or more")
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise ConfigError(f"deadline_s: got {self.deadline_s}, expected more than 0 seconds")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """Task `task` was in `phase` from `start_s` to `end_s`, seconds since the round arrived."""
-
-    task: str
-    phase: Phase
-    start_s: float
-    end_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +202,7 @@ class RoundReport:
 
     `waited_s` is how long the order stood in the engine's queue, `wall_s` how long it then ran. The timeline
     counts from `arrived`, when the order reached the engine, in seconds since the epoch on the site's clock.
+    `forecast` is what was predicted of it, where something was, and `link` the link that was emulated.
     """
 
     site: str
@@ -226,6 +214,8 @@ class RoundReport:
     waited_s: float
     wall_s: float
     arrived: float = 0.0
+    forecast: Forecast | None = None
+    link: Link | None = None
 
     def task(self, name: str) -> TaskReport:
         """The report of the task called `name`; KeyError if the round had none."""

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 from fedmt_flower.domain.history import FederationRound, SiteAnswer
 from fedmt_flower.domain.plan import Sharing
-from fedmt_flower.domain.round import RoundReport, Span, Status
+from fedmt_flower.domain.round import RoundReport, Status
+from fedmt_flower.domain.timeline import Span
 
 
 class Outcome(StrEnum):

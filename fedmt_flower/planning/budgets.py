@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
+from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.plan import check_budget
 from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
 from fedmt_flower.errors import ConfigError
@@ -16,17 +16,6 @@ from fedmt_flower.planning.throughput import Array, CoRuns, Mask, ThroughputMode
 
 THRIFT = 1e-6
 """What a percentage point of budget has to bring, as a fraction of the objective; else it is given back."""
-
-
-class Objective(StrEnum):
-    """What the budgets shall make large."""
-
-    MAKESPAN = "makespan"
-    """Samples of the round over the time until the last task has computed."""
-    RAW = "raw"
-    """Σ Pᵢ, in samples/s."""
-    FAIRNESS = "fairness"
-    """Σ Pᵢ/P_bᵢ (Eq. 2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Final
 
 import numpy as np
 
+from fedmt_flower.domain.allocation import Objective
+from fedmt_flower.domain.coordination import Batching
 from fedmt_flower.domain.forecast import Forecast
 from fedmt_flower.domain.network import Link, Overlap, Volume
 from fedmt_flower.domain.plan import RoundPlan, Sharing, TaskPlan
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.batching import BatchPlan, choose_batches
 from fedmt_flower.planning.bounds import lower_bound
-from fedmt_flower.planning.budgets import BudgetPlan, BudgetProblem, Objective
+from fedmt_flower.planning.budgets import BudgetPlan, BudgetProblem
 from fedmt_flower.planning.overlap import EXACT, OrderPlan, nearby_batches, plan_order
 from fedmt_flower.planning.rates import Index, RateTable, states
 from fedmt_flower.planning.reallocation import Reallocation, RoundSetup, hold, reallocate
@@ -26,15 +27,6 @@ from fedmt_flower.planning.throughput import Array, Mask, ThroughputModel
 from fedmt_flower.planning.workload import Workload
 
 _TURNS: Final = 8
-
-
-class Batching(StrEnum):
-    """How batch sizes are chosen."""
-
-    FIXED = "fixed"
-    """Each task's own; where several are valid, those that Eq. 5 likes best."""
-    PROPORTIONAL = "proportional"
-    """In proportion to the loads (Eq. 6)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

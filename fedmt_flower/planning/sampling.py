@@ -95,10 +95,11 @@ def blocks(
     met = dict.fromkeys(known, 0)
     present: dict[str, tuple[Place, ...]] = {}
     for size in _sizes(len(known)):
-        going = len(present) - size + 1
-        for task in generator.permutation(sorted(present))[: max(0, going)]:
+        drawn = {task: generator.random() for task in known}
+        going = sorted(present, key=lambda task: (-met[task], drawn[task]))
+        for task in going[: max(0, len(present) - size + 1)]:
             del present[task]
-        absent = sorted(known.keys() - present, key=lambda task: (met[task], generator.random()))
+        absent = sorted(known.keys() - present.keys(), key=lambda task: (met[task], drawn[task]))
         coming = absent[: size - len(present)]
         present |= {task: _places(known[task], levels, generator) for task in coming}
         met |= {task: met[task] + 1 for task in present}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedmt_flower.domain.network import Link, Overlap, Volume
-from fedmt_flower.domain.round import Phase, Span
+from fedmt_flower.domain.timeline import Phase, Span
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.rates import Index, RateTable
 from fedmt_flower.planning.throughput import Array

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from fedmt_flower.domain.round import Phase, Status
+from fedmt_flower.domain.round import Status
+from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.federation.record import Entry
 
 _COLOURS = {

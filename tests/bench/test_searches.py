@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from fedmt_flower.bench.searches import best_order, budget_regret, search_budgets, search_order, thinned
+from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.network import Link, Volume
 from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
-from fedmt_flower.planning.budgets import BudgetProblem, Objective
+from fedmt_flower.planning.budgets import BudgetProblem
 from fedmt_flower.planning.reallocation import RoundSetup, reallocate
 from fedmt_flower.planning.simulator import Jobs
 from fedmt_flower.planning.throughput import Array, CoRuns

@@ -9,7 +9,8 @@ import pytest
 
 from fedmt_flower.cli import main
 from fedmt_flower.cli.tables import number, plural
-from fedmt_flower.domain.round import Phase, Span, Status
+from fedmt_flower.domain.round import Status
+from fedmt_flower.domain.timeline import Phase, Span
 from fedmt_flower.federation.record import Entry, Outcome, Summary, TaskSummary
 from fedmt_flower.federation.run_folder import RunFolder, SweepFolder
 

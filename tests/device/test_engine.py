@@ -16,8 +16,9 @@ from fedmt_flower.device.contract import Engine, Progress, RoundResult
 from fedmt_flower.domain.allocation import Policy
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.plan import Sharing
-from fedmt_flower.domain.round import Mode, Phase, RoundOrder, Status
+from fedmt_flower.domain.round import Mode, RoundOrder, Status
 from fedmt_flower.domain.task import Task
+from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import ConfigError, EngineError
 
 State = Mapping[str, NDArray[Any]]

@@ -17,8 +17,9 @@ from fedmt_flower.device.contract import Engine
 from fedmt_flower.device.initial import initial_weights
 from fedmt_flower.device.inline import InlineEngine
 from fedmt_flower.domain.allocation import Allocation, Policy
-from fedmt_flower.domain.round import Assignment, Phase, RoundOrder, Status
+from fedmt_flower.domain.round import Assignment, RoundOrder, Status
 from fedmt_flower.domain.task import Task
+from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import EngineError
 
 GOOD = Task(

@@ -17,8 +17,9 @@ from fedmt_flower.device.contract import Progress, Weights
 from fedmt_flower.device.initial import initial_weights
 from fedmt_flower.device.job import Job
 from fedmt_flower.device.runtime import TaskRuntime
-from fedmt_flower.domain.round import Mode, Phase
+from fedmt_flower.domain.round import Mode
 from fedmt_flower.domain.task import Scalar, Task
+from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import TaskError
 
 SITE = {"partition-id": 1, "num-partitions": 3}

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fedmt_flower.domain.plan import RoundPlan, Sharing, TaskPlan
-from fedmt_flower.domain.round import Phase, RoundReport, Span, Status, TaskReport
+from fedmt_flower.domain.round import RoundReport, Status, TaskReport
+from fedmt_flower.domain.timeline import Phase, Span
 from fedmt_flower.errors import FederationError
 from fedmt_flower.federation import codec
 from fedmt_flower.federation.arrays import STYPE, ArraySpec, find_fault, from_numpy, to_numpy

@@ -13,7 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedmt_flower.domain.round import Phase, Span, Status
+from fedmt_flower.domain.round import Status
+from fedmt_flower.domain.timeline import Phase, Span
 from fedmt_flower.federation.record import Entry, Outcome, Summary
 from fedmt_flower.federation.run_folder import RunFolder, RunFolderError
 

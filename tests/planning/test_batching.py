@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.batching import (
@@ -13,7 +14,7 @@ from fedmt_flower.planning.batching import (
     scaled_learning_rate,
     valid_batches,
 )
-from fedmt_flower.planning.budgets import BudgetProblem, Objective
+from fedmt_flower.planning.budgets import BudgetProblem
 from fedmt_flower.planning.xgboost_model import XGBoostModel
 
 

@@ -2,12 +2,14 @@ from dataclasses import replace
 
 import pytest
 
+from fedmt_flower.domain.allocation import Objective
+from fedmt_flower.domain.coordination import Batching
 from fedmt_flower.domain.network import Link, Overlap, Volume
 from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
-from fedmt_flower.domain.round import Phase
+from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import ConfigError
-from fedmt_flower.planning.budgets import BudgetProblem, Objective
-from fedmt_flower.planning.planner import Batching, PlanRequest, plan_device_round
+from fedmt_flower.planning.budgets import BudgetProblem
+from fedmt_flower.planning.planner import PlanRequest, plan_device_round
 from fedmt_flower.planning.workload import Workload
 from fedmt_flower.planning.xgboost_model import XGBoostModel
 

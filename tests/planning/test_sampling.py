@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from itertools import islice, pairwise
 
@@ -26,8 +29,9 @@ def test_every_task_is_measured_alone_first_at_every_batch_size_and_on_a_quarter
         ]
 
 
-def test_sets_have_two_to_five_tasks_and_change_by_one_that_comes_in() -> None:
-    later = plan(9, 49)[9:]
+@pytest.mark.parametrize("seed", range(5))
+def test_sets_have_two_to_five_tasks_and_change_by_one_that_comes_in(seed: int) -> None:
+    later = plan(9, 49, seed=seed)[9:]
     sets = [{place.task for place in block.places} for block in later]
     assert {len(tasks) for tasks in sets} == {2, 3, 4, LARGEST_SET}
     for (before, block), (_, tasks) in zip(pairwise(later), pairwise(sets), strict=True):
@@ -66,6 +70,25 @@ def test_budgets_and_batch_sizes_are_drawn_jointly_over_all_there_are() -> None:
 def test_the_same_arguments_give_the_same_plan_and_another_seed_another() -> None:
     assert plan(5, 20) == plan(5, 20)
     assert plan(5, 20) != plan(5, 20, seed=1)
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_the_plan_is_the_same_in_every_process(hash_seed: str) -> None:
+    script = (
+        "from itertools import islice\n"
+        "from fedmt_flower.planning.sampling import Candidate, blocks\n"
+        "tasks = [Candidate(task=f't{i}', reference=64, batches=(32, 64)) for i in range(7)]\n"
+        "print(list(islice(blocks(tasks, [50.0, 100.0], 25.0), 30)))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    candidates = [Candidate(task=f"t{i}", reference=64, batches=(32, 64)) for i in range(7)]
+    assert said.stdout.strip() == str(list(islice(blocks(candidates, [50.0, 100.0], 25.0), 30)))
 
 
 def test_one_task_with_one_setting_is_measured_again_and_again() -> None:

@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
 from fedmt_flower.errors import ConfigError
-from fedmt_flower.planning.budgets import THRIFT, BudgetProblem, Objective, distinct_levels
+from fedmt_flower.planning.budgets import THRIFT, BudgetProblem, distinct_levels
 from fedmt_flower.planning.search import exhaustive, solve
 from fedmt_flower.planning.throughput import ThroughputModel
 from fedmt_flower.planning.xgboost_model import XGBoostModel

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmt_flower.domain.network import Link, Overlap, Volume
-from fedmt_flower.domain.round import Phase
+from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.rates import RateTable, states
 from fedmt_flower.planning.simulator import Jobs, simulate, timeline

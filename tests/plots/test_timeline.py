@@ -7,7 +7,8 @@ import io
 import numpy as np
 from matplotlib.image import imread
 
-from fedmt_flower.domain.round import Phase, Span, Status
+from fedmt_flower.domain.round import Status
+from fedmt_flower.domain.timeline import Phase, Span
 from fedmt_flower.federation.record import Entry
 from fedmt_flower.plots.timeline import timeline_png
 
