@@ -13,11 +13,10 @@ from fedmt_flower.device.frames import Advanced
 from fedmt_flower.device.job import job_of, report_of, spans_of
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.worker_handle import WorkerHandle
-from fedmt_flower.domain.plan import RoundPlan, Sharing, TaskPlan
+from fedmt_flower.domain.plan import DevicePlan, Sharing, TaskPlan
 from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport, Status, TaskReport
 from fedmt_flower.domain.timeline import Span
 from fedmt_flower.errors import EngineError, TaskError
-from fedmt_flower.planning.allocation import plan_round
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +33,8 @@ class Round:
     ----------
     order
         What is asked for.
+    planned
+        How the device does it.
     weights
         The memory file of each task's weights; they stay the caller's.
     pool, backend
@@ -43,8 +44,6 @@ class Round:
 
     Raises
     ------
-    ConfigError
-        If the order's allocation does not fit its tasks.
     EngineError
         If the device cannot seat them.
     """
@@ -52,12 +51,13 @@ class Round:
     def __init__(
         self,
         order: RoundOrder,
+        planned: DevicePlan,
         weights: Mapping[str, int],
         pool: Pool,
         backend: DeviceBackend,
         arrival: float,
     ) -> None:
-        self.plan: RoundPlan = plan_round(order.allocation, tuple(a.task.name for a in order.assignments))
+        self.plan, self.forecast, self.budgets = planned.plan, planned.forecast, planned.budgets
         self._order = order
         self._assignments = {assignment.task.name: assignment for assignment in order.assignments}
         self._weights = weights
@@ -103,6 +103,7 @@ class Round:
             waited_s=started - self._arrival,
             wall_s=time.monotonic() - started,
             arrived=time.time() - (time.monotonic() - self._arrival),
+            forecast=self.forecast,
         )
 
     async def _run_task(self, plan: TaskPlan, on_progress: OnProgress, on_update: OnUpdate) -> TaskReport:

@@ -31,6 +31,7 @@ from fedmt_flower.device.frames import (
 )
 from fedmt_flower.device.home import Home
 from fedmt_flower.device.monitor import Monitor
+from fedmt_flower.device.planner import Planner
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.protocol import AsyncChannel, peer, ready
 from fedmt_flower.device.rounds import Round
@@ -68,6 +69,7 @@ class Server:
         self._stay_until = 0.0
         self._greeted = False
         self._pool = Pool(backend, home.workers)
+        self._planner = Planner(backend, self._pool)
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -264,8 +266,10 @@ class Server:
         try:
             await self._pool.refresh()
             weights = dict(zip(names, files, strict=True))
-            work = Round(order, weights, self._pool, self._backend, arrival)
+            planned = await self._planner.plan(order, weights)
+            work = Round(order, planned, weights, self._pool, self._backend, arrival)
             report = await work.run(on_progress, on_update)
+            self._planner.observe(order, report)
             self._sites[order.site] += 1
             self._monitor.record(report)
         except FedMTError as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from fedmt_flower.domain.forecast import Forecast
 from fedmt_flower.errors import ConfigError
 
 
@@ -64,3 +66,22 @@ class RoundPlan:
     def virtual_resource(self) -> float:
         """R_v = Σ Rᵢ in per cent (§ III-B)."""
         return sum(plan.budget for plan in self.tasks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlan:
+    """What a device does in a round, and what that promises.
+
+    Parameters
+    ----------
+    plan
+        The tasks in start order, with their batch sizes and their budgets while all compute.
+    forecast
+        What is predicted of the round; None where nothing had to be predicted to plan it.
+    budgets
+        Rᵢ in per cent by the set of tasks that compute, where budgets change when the set does; else empty.
+    """
+
+    plan: RoundPlan
+    forecast: Forecast | None = None
+    budgets: Mapping[frozenset[str], Mapping[str, float]] = field(default_factory=dict)

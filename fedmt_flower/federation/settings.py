@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fedmt_flower.domain.allocation import Allocation
+from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import TaskRules
 from fedmt_flower.domain.task import Scalar, Task, check_unique
@@ -209,7 +209,7 @@ def read_settings(
     known = tuple(task for task in tasks if task)
     if len(known) == len(tasks):
         collect(lambda: check_unique(known), "", problems)
-    if names and allocation:
+    if names and allocation and allocation.policy is not Policy.FEDMT:
         collect(lambda: plan_round(allocation, names), "", problems)
     distinct = {task.name.casefold(): task.name for task in known}.values()
     if distinct and federation:

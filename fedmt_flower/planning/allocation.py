@@ -1,4 +1,4 @@
-"""The budgets Rᵢ of a round."""
+"""The budgets Rᵢ of a round whose policy needs no prediction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def plan_round(allocation: Allocation, tasks: tuple[str, ...]) -> RoundPlan:
     Raises
     ------
     ConfigError
-        If a static allocation lists neither one budget nor one for each task.
+        If a static allocation lists neither one budget nor one for each task, or the policy is `fedmt`,
+        whose budgets a throughput model chooses (`planning.planner`).
     """
     budgets = _budgets(allocation, len(tasks))
     return RoundPlan(
@@ -39,5 +40,7 @@ def _budgets(allocation: Allocation, n: int) -> tuple[float, ...]:
             )
         case Policy.STATIC:
             return allocation.budgets
-        case _:
+        case Policy.TEMPORAL | Policy.TIMESLICE | Policy.SHARING:
             return (100.0,) * n
+        case Policy.FEDMT:
+            raise ConfigError("allocation fedmt: its budgets need a throughput model and measured tasks")

@@ -17,8 +17,10 @@ from fedmt_flower.device.backends.cpu import CpuBackend
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.rounds import Round
 from fedmt_flower.domain.allocation import Policy
+from fedmt_flower.domain.plan import DevicePlan
 from fedmt_flower.domain.round import RoundOrder, RoundReport, Status
 from fedmt_flower.domain.task import Task
+from fedmt_flower.planning.allocation import plan_round
 
 
 class Fragile(CpuBackend):
@@ -30,6 +32,10 @@ class Fragile(CpuBackend):
 
     def lost(self) -> str:
         return "the device has ended, in the midst of work" if self._flag.exists() else ""
+
+
+def plan_of(order: RoundOrder) -> DevicePlan:
+    return DevicePlan(plan=plan_round(order.allocation, tuple(a.task.name for a in order.assignments)))
 
 
 def test_a_lost_device_fails_its_round_by_name_and_at_once(
@@ -49,7 +55,8 @@ def test_a_lost_device_fails_its_round_by_name_and_at_once(
         backend = Fragile(flag)
         pool = Pool(backend, tmp_path / "workers")
         await pool.open()
-        round_ = Round(make_order(task), {"hangs": file}, pool, backend, time.monotonic())
+        order = make_order(task)
+        round_ = Round(order, plan_of(order), {"hangs": file}, pool, backend, time.monotonic())
         running = asyncio.create_task(round_.run(ignore, ignore))
         while not any(worker.busy for worker in pool.workers):
             await asyncio.sleep(0.05)
@@ -87,7 +94,7 @@ def test_the_federations_deadline_counts_from_the_arrival_of_the_round(
         pool = Pool(CpuBackend(), tmp_path / "workers")
         await pool.open()
         arrival = time.monotonic()
-        report = await Round(order, files, pool, CpuBackend(), arrival).run(ignore, ignore)
+        report = await Round(order, plan_of(order), files, pool, CpuBackend(), arrival).run(ignore, ignore)
         assert 2.9 < time.monotonic() - arrival < 8
         await pool.close()
         return report
