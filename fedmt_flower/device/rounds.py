@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.frames import Advanced
 from fedmt_flower.device.job import job_of, report_of, spans_of
+from fedmt_flower.device.link import Transfers
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.worker_handle import WorkerHandle
 from fedmt_flower.domain.plan import DevicePlan, Sharing, TaskPlan
-from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport, Status, TaskReport
+from fedmt_flower.domain.round import RoundOrder, RoundReport, Status, TaskReport
 from fedmt_flower.domain.timeline import Span
 from fedmt_flower.errors import EngineError, TaskError
 
@@ -62,6 +63,13 @@ class Round:
         self._assignments = {assignment.task.name: assignment for assignment in order.assignments}
         self._weights = weights
         self._seats = {p.task: backend.seat(p.budget, self.plan.sharing) for p in self.plan.tasks}
+        self._turns = asyncio.Semaphore(1 if self.plan.sharing is Sharing.IN_TURN else len(self.plan.tasks))
+        self._transfers = Transfers(
+            order.coordination.network.link,
+            order.coordination.overlap.policy,
+            {plan.task: os.fstat(weights[plan.task]).st_size for plan in self.plan.tasks},
+            arrival,
+        )
         self._pool = pool
         self._backend = backend
         self._arrival = arrival
@@ -80,60 +88,70 @@ class Round:
             Handed the memory file of each task's new weights as soon as there is one; it is closed after.
         """
         started = time.monotonic()
-        at_once = 1 if self.plan.sharing is Sharing.IN_TURN else len(self.plan.tasks)
-        turns = asyncio.Semaphore(at_once)
-
-        async def take_turn(plan: TaskPlan) -> TaskReport:
-            async with turns:
-                return await self._run_task(plan, on_progress, on_update)
-
         watching = asyncio.create_task(self._watch())
         try:
-            async with asyncio.TaskGroup() as group:
-                running = [group.create_task(take_turn(plan)) for plan in self.plan.tasks]
+            async with self._transfers, asyncio.TaskGroup() as group:
+                running = [
+                    group.create_task(self._run_task(plan, on_progress, on_update))
+                    for plan in self.plan.tasks
+                ]
         finally:
             watching.cancel()
+        spans = [*self._spans, *self._transfers.spans]
         return RoundReport(
             site=self._order.site,
             round=self._order.round,
             plan=self.plan,
             tasks=tuple(task.result() for task in running),
-            timeline=tuple(sorted(self._spans, key=lambda span: span.start_s)),
+            timeline=tuple(sorted(spans, key=lambda span: span.start_s)),
             backend=self._backend.name,
             waited_s=started - self._arrival,
             wall_s=time.monotonic() - started,
             arrived=time.time() - (time.monotonic() - self._arrival),
             forecast=self.forecast,
+            link=self._order.coordination.network.link,
         )
 
     async def _run_task(self, plan: TaskPlan, on_progress: OnProgress, on_update: OnUpdate) -> TaskReport:
         order, name = self._order, plan.task
         assignment = self._assignments[name]
+        given, own = assignment.deadline_s, order.deadline_s
         worker: WorkerHandle | None = None
-        limit, whose = self._limit(assignment)
+        update: int | None = None
         try:
-            async with (
-                asyncio.timeout(limit),
-                self._pool.worker(order.run, assignment.task, self._seats[name]) as worker,
-            ):
-                self._working.add(worker)
-                worker.budget = plan.budget
-                job = job_of(order, assignment, plan)
-                result, update = await worker.do(job, self._weights[name], on_progress)
+            with self._transfers.taking_part(name):
+                end = None if given is None else self._arrival + given
+                async with asyncio.timeout_at(end) as federations:
+                    async with (
+                        self._turns,
+                        asyncio.timeout(own),
+                        self._pool.worker(order.run, assignment.task, self._seats[name]) as worker,
+                    ):
+                        self._working.add(worker)
+                        worker.budget = plan.budget
+                        await self._transfers.received(name)
+                        job = job_of(order, assignment, plan)
+                        result, update = await worker.do(job, self._weights[name], on_progress)
+                    if update is not None:
+                        await self._transfers.upload(name, os.fstat(update).st_size)
         except TimeoutError:
-            cause = f"{self._where(name)}: no result within {whose}"
+            if federations.expired():
+                limit = f"the federation's deadline of {given:g} s since the round arrived"
+            else:
+                limit = f"its deadline of {own:g} s"
+            cause = f"{self._where(name)}: no result within {limit}"
         except TaskError as error:
             cause = str(error)
         except (EngineError, OSError) as error:  # of this process, such as too many open files
             cause = f"{self._where(name)}: {self._lost or error}"
         else:
             if update is not None:
-                try:
-                    await on_update(name, update)
-                finally:
-                    os.close(update)
+                await on_update(name, update)
             self._spans += spans_of(name, result, self._arrival)
             return report_of(name, result, worker.seat.level, worker.pid)
+        finally:
+            if update is not None:
+                os.close(update)
         if worker is not None:
             cause = f"{cause}; its log is {worker.log}"
         log.warning("round %d: %s", order.round, cause)
@@ -144,14 +162,6 @@ class Round:
             level=self._seats[name].level,
             pid=0 if worker is None else worker.pid,
         )
-
-    def _limit(self, assignment: Assignment) -> tuple[float | None, str]:
-        """Seconds left for a task that begins now, and what limits them."""
-        own, given = self._order.deadline_s, assignment.deadline_s
-        left = None if given is None else max(0.0, self._arrival + given - time.monotonic())
-        if left is not None and (own is None or left < own):
-            return left, f"the federation's deadline of {given:g} s since the round arrived"
-        return own, f"its deadline of {own:g} s" if own else "no deadline"
 
     async def _watch(self) -> None:
         """End the workers if the device is lost to them: they might wait for it for ever."""

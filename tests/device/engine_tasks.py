@@ -44,6 +44,10 @@ def train_wait(model: nn.Module, data: object, flag: str) -> None:
             time.sleep(0.01)
 
 
+def train_sleep(model: nn.Module, data: object, seconds: float) -> None:
+    time.sleep(seconds)
+
+
 def train_forever(model: nn.Module, data: object, spawn: str = "") -> None:
     """Hang, as may a process that was started."""
     if spawn:
