@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import psutil
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
@@ -30,6 +33,8 @@ _log = logging.getLogger(__name__)
 _STATUS_EVERY_S = 0.5
 _LEASE_S = 1.0
 """This process is the engine's client for as long as the run takes; after it, nobody is expected."""
+_ACTOR = "ray::"
+"""How the names of the processes of Ray's actors begin."""
 _NOISY = ("flwr", "ray", "fedmt_flower")
 
 
@@ -68,6 +73,8 @@ def simulate(
     ------
     FederationError
         If Ray is not installed, or the federation cannot go on.
+    KeyboardInterrupt
+        If the user interrupts it; whatever it started has ended then.
     """
     if importlib.util.find_spec("ray") is None:
         raise FederationError(
@@ -85,7 +92,7 @@ def simulate(
     # Ray hides the GPUs from its actors: the engine is started out here, and they find it.
     engine = connect(settings.device)
     try:
-        with _logged_to(log), _watched(engine, on_status):
+        with _logged_to(log), _watched(engine, on_status), _interruptible(stop):
             _run_simulation(server, client_of(settings), settings.federation.sites)
     finally:
         stop.set()
@@ -129,6 +136,40 @@ class _StoppableGrid(GridView):
     def _check(self) -> None:
         if self._stop.is_set():
             raise Interrupted("the run was told to stop")
+
+
+@contextmanager
+def _interruptible(stop: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C end what runs in the context before it is raised; a second one is raised at once.
+
+    Raised where it strikes it would shut Ray down under threads that still use it, for which Ray ends the
+    whole process. So the server is told to stop, and the actors are killed: their messages fail at once, and
+    the engine ends the round of a client that hangs up.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or before is not signal.default_int_handler:  # Ctrl-C raises nothing here
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop.set()
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if process.name().startswith(_ACTOR):
+                    process.kill()
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception:
+        if not stop.is_set():
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if stop.is_set():
+        raise KeyboardInterrupt
 
 
 @contextmanager

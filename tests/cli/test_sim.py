@@ -126,7 +126,13 @@ def test_one_bad_task_costs_the_others_nothing(environment: dict[str, str], tmp_
 def test_ctrl_c_ends_all_and_keeps_what_was_there(environment: dict[str, str], tmp_path: Path) -> None:
     command = [*FEDMT, "sim", *QUICK, "federation.sites=1", "federation.rounds=1000", "folder=run"]
     process = subprocess.Popen(
-        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     rounds = tmp_path / "run" / "rounds.jsonl"
     deadline = time.monotonic() + 240
@@ -134,7 +140,7 @@ def test_ctrl_c_ends_all_and_keeps_what_was_there(environment: dict[str, str], t
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
     assert err.splitlines()[-1] == "fedmt: interrupted"
