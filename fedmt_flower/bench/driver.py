@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import tempfile
@@ -36,6 +37,8 @@ DRIVERS = {
     "timeline": "the kernels of all tasks on one clock (Fig. 11)",
     "occupancy": "SM occupancy over time (Fig. 12)",
     "autotune": "what cuDNN's autotuning costs at a worker's start, and what it gives",
+    "search-budgets": "how long it takes to choose budgets and batch sizes (Eq. 5)",
+    "search-order": "how long it takes to choose the start order (Table II)",
 }
 """The benchmarks, the most important first."""
 
@@ -48,8 +51,13 @@ BUDGETS_S = {
     "timeline": 30.0,
     "occupancy": 75.0,
     "autotune": 80.0,
+    "search-budgets": 120.0,
+    "search-order": 120.0,
 }
 """How long each takes samples if nothing else is said."""
+
+HOST = frozenset({"search-budgets", "search-order"})
+"""The benchmarks that use no device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +80,10 @@ class Options:
         Whether to go on from the samples that an earlier run left.
     command
         The command line, for the record.
+    model
+        The throughput model that plans, as `fedmt fit` wrote it; None takes what the benchmark has.
+    profiles
+        Files of `fedmt profile`, for the benchmarks that fit models themselves.
     """
 
     backend: Backend
@@ -81,6 +93,14 @@ class Options:
     index: int = 0
     quick: bool = False
     resume: bool = False
+    model: Path | None = None
+    profiles: tuple[Path, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, Json]:
+        """What identifies the files that were given; ConfigError if one cannot be read."""
+        files = {"model": () if self.model is None else (self.model,), "profiles": self.profiles}
+        return {key: [_digest(path) for path in paths] for key, paths in files.items() if paths}
 
 
 class Driver(Protocol):
@@ -175,7 +195,7 @@ def load_driver(name: str) -> Driver:
     """The driver of a benchmark; ConfigError if there is none of that name."""
     if name not in DRIVERS:
         raise ConfigError(f"benchmark {name!r}: {expected_one_of(name, DRIVERS)}")
-    return cast(Driver, importlib.import_module(f"fedmt_flower.bench.{name}"))
+    return cast(Driver, importlib.import_module(f"fedmt_flower.bench.{name.replace('-', '_')}"))
 
 
 def measure(name: str, options: Options, tell: Callable[[str], None]) -> Result:
@@ -195,7 +215,7 @@ def measure(name: str, options: Options, tell: Callable[[str], None]) -> Result:
     """
     driver = load_driver(name)
     machine = this_machine(None if options.backend is Backend.CPU else options.index)
-    settings = driver.settings(options.quick)
+    settings = driver.settings(options.quick) | options.inputs
     bench = Bench(name, options, settings, machine)
     tell(f"{name}: {driver.CLAIM}; on {machine.gpu or 'CPUs'}, at most {options.budget_s:.0f} s")
     complete = driver.run(bench)
@@ -217,6 +237,15 @@ def measure(name: str, options: Options, tell: Callable[[str], None]) -> Result:
     if complete:
         bench.recorder.discard()
     return result
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}; expected a file of fedmt fit or fedmt profile"
+        ) from error
 
 
 def memory_in_use(options: Options) -> int:

@@ -14,7 +14,7 @@ DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 """Where tables stand, each between ``<!-- bench: NAME KIND -->`` and ``<!-- /bench -->``."""
 
 _MARKED = re.compile(
-    r"(?P<start><!-- bench: (?P<name>\w+) (?P<kind>[\w-]+) -->\n).*?(?P<end><!-- /bench -->)", re.DOTALL
+    r"(?P<start><!-- bench: (?P<name>[\w-]+) (?P<kind>[\w-]+) -->\n).*?(?P<end><!-- /bench -->)", re.DOTALL
 )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmt_flower.bench import report
-from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, Options, load_driver, measure
+from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, HOST, Options, load_driver, measure
 from fedmt_flower.bench.result import Result
 from fedmt_flower.device import facts
 from fedmt_flower.domain.device import Backend
@@ -52,6 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=["auto", "mps", "cpu"], default="auto", help="auto: mps where there is a GPU"
     )
     parser.add_argument("--index", type=int, default=0, help="which GPU, as NVML counts")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="of fedmt fit: the model that plans")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        dest="profiles",
+        help="of fedmt profile, for benchmarks that fit models themselves; may be given again",
+    )
     parser.add_argument("--quick", action="store_true", help="small networks, to try a benchmark anywhere")
     parser.add_argument("--json", action="store_true", help="print the record")
 
@@ -63,9 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
         for path in report.write(arguments.out):
             Console().print(f"wrote {path}", highlight=False)
         return 0
-    backend = _backend(arguments.device)
     for name in names:
         load_driver(name)
+    backend = Backend.CPU if HOST.issuperset(names) else _backend(arguments.device)
     if len(names) > 1:
         return _each(names, arguments, backend)
     options = Options(
@@ -76,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         budget_s=arguments.budget_s or BUDGETS_S[names[0]],
         resume=arguments.resume,
         command=f"fedmt {shlex.join(sys.argv[1:])}",
+        model=arguments.model,
+        profiles=tuple(arguments.profiles),
     )
     console = Console(stderr=True)
     result = measure(names[0], options, lambda line: console.print(line, highlight=False))
@@ -115,6 +127,8 @@ def _each(names: Sequence[str], arguments: argparse.Namespace, backend: Backend)
         own = min(BUDGETS_S[name], left)
         command = [sys.executable, "-m", "fedmt_flower", "bench", name, "--budget-s", f"{own:.0f}"]
         command += ["--out", str(arguments.out), "--device", backend, "--index", str(arguments.index)]
+        command += ["--model", str(arguments.model)] if arguments.model else []
+        command += [word for path in arguments.profiles for word in ("--profile", str(path))]
         command += [flag for flag in ("--resume", "--quick") if getattr(arguments, flag[2:])]
         began = time.monotonic()
         try:

@@ -103,8 +103,11 @@ class XGBoostModel:
         return json.dumps(content, indent=1) + "\n"
 
     @classmethod
-    def from_text(cls, text: str, *, threads: int = 0) -> XGBoostModel:
+    def from_text(cls, text: str, *, threads: int = 1) -> XGBoostModel:
         """Read what `to_text` wrote; `threads` predict (0: as many as there are).
+
+        One by default: a search predicts some hundred rows at a time, and beside busy CPUs two threads
+        waited for each other so long that it took twenty times as long.
 
         Raises
         ------

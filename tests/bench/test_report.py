@@ -9,7 +9,7 @@ import pytest
 
 from fedmt_flower.bench import report
 from fedmt_flower.bench.allocation_table import above_solo, round_gain, rows
-from fedmt_flower.bench.driver import DRIVERS
+from fedmt_flower.bench.driver import DRIVERS, HOST
 from fedmt_flower.bench.result import Bar, Result, Sample, load, save, this_machine
 from fedmt_flower.bench.spread import spread
 
@@ -123,5 +123,5 @@ def test_every_benchmark_has_its_place_in_the_documents() -> None:
     told = (ROOT / "docs/benchmarks.md").read_text()
     listed = (ROOT / "benchmarks/README.md").read_text()
     for name in DRIVERS:
-        assert f"<!-- bench: {name} h100 -->" in told
+        assert f"<!-- bench: {name} {'cpu' if name in HOST else 'h100'} -->" in told
         assert f"`fedmt bench {name}`" in listed
