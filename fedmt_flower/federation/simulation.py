@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 _STATUS_EVERY_S = 0.5
 _LEASE_S = 1.0
 """This process is the engine's client for as long as the run takes; after it, nobody is expected."""
-_ACTOR = "ray::"
-"""How the names of the processes of Ray's actors begin."""
+_ACTOR = "ray::ClientApp"
+"""How the names of the processes of Flower's actors begin."""
 _NOISY = ("flwr", "ray", "fedmt_flower")
 
 
