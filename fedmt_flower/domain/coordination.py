@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -63,12 +64,10 @@ class BatchRules:
 
     def __post_init__(self) -> None:
         problems = [
-            f"batching choices: got {batch}, expected at least 1 sample"
-            for batch in self.choices
-            if batch < 1
+            f"choices: got {batch}, expected at least 1 sample" for batch in self.choices if batch < 1
         ]
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
-            problems.append(f"batching epsilon: got {self.epsilon:g}, expected 0 or more")
+            problems.append(f"epsilon: got {self.epsilon:g}, expected 0 or more")
         if problems:
             raise ConfigError(*problems)
 
@@ -81,16 +80,32 @@ class OverlapRules:
     ----------
     policy
         The policy.
+    order
+        Names of tasks in their start order; the others come after them. Not with `workload` and `flexible`,
+        which have an order of their own.
     delta
         δ of Algorithm 1: `flexible` may change a batch size by up to this fraction of it, in [0, 1).
     """
 
     policy: Overlap = Overlap.OFF
+    order: tuple[str, ...] = ()
     delta: float = 0.2
 
     def __post_init__(self) -> None:
+        problems = []
+        if self.order and self.policy in (Overlap.WORKLOAD, Overlap.FLEXIBLE):
+            problems.append(f"order: got {list(self.order)}, expected none, since {self.policy} chooses it")
+        if len(set(self.order)) < len(self.order):
+            problems.append(f"order: got {list(self.order)}, expected every task once")
         if not 0 <= self.delta < 1:
-            raise ConfigError(f"overlap delta: got {self.delta:g}, expected 0 or more and below 1")
+            problems.append(f"delta: got {self.delta:g}, expected 0 or more and below 1")
+        if problems:
+            raise ConfigError(*problems)
+
+    def arrange(self, tasks: Iterable[str]) -> tuple[str, ...]:
+        """`tasks` in the order of the rules; those that it does not name keep theirs, behind the others."""
+        place = {task: number for number, task in enumerate(self.order)}
+        return tuple(sorted(tasks, key=lambda task: place.get(task, len(place))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fedmt_flower.domain.allocation import Allocation, Policy
-from fedmt_flower.domain.device import DeviceSettings
+from fedmt_flower.domain.coordination import Coordination
+from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.round import TaskRules
 from fedmt_flower.domain.task import Scalar, Task, check_unique
 from fedmt_flower.errors import ConfigError, expected_one_of
+from fedmt_flower.federation.coordination import read_coordination
 from fedmt_flower.federation.reading import collect, read
 from fedmt_flower.federation.strategies import StrategySettings, build_fedmt
 from fedmt_flower.planning.allocation import plan_round
@@ -147,6 +149,7 @@ class Settings:
     tasks: tuple[Task, ...]
     data: DataSettings
     allocation: Allocation
+    coordination: Coordination
     device: DeviceSettings
     federation: FederationSettings
     text: str
@@ -158,6 +161,9 @@ class _Top:
     tasks: dict[str, Any]
     data: dict[str, Any]
     allocation: dict[str, Any]
+    batching: dict[str, Any]
+    overlap: dict[str, Any]
+    network: dict[str, Any]
     device: dict[str, Any]
     federation: dict[str, Any]
 
@@ -197,6 +203,9 @@ def read_settings(
     device = read(DeviceSettings, top.device, "device", problems)
     federation = read(FederationSettings, top.federation, "federation", problems)
     names = tuple(top.tasks)
+    coordination = read_coordination(top.batching, top.overlap, top.network, names, problems)
+    if coordination and device and device.backend is Backend.INLINE and coordination.network.link:
+        problems.append("network: device=inline emulates no link; use device=cpu or mps, or network=none")
     if data and federation:
         problems += _volume_problems(data, len(names), federation.sites)
     if federation:
@@ -218,7 +227,7 @@ def read_settings(
             "",
             problems,
         )
-    if problems or not (data and allocation and device and federation):
+    if problems or not (data and allocation and coordination and device and federation):
         raise ConfigError(*problems)
     return Settings(
         folder=Path(top.folder),
@@ -227,6 +236,7 @@ def read_settings(
         ),
         data=data,
         allocation=allocation,
+        coordination=coordination,
         device=device,
         federation=federation,
         text=text,

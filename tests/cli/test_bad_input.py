@@ -24,15 +24,30 @@ ONE_LINE = {
     ("tasks.forms.modle=lenet",): "did you mean tasks.forms.model",
     ("tasks.forms.parameters.epoch=2",): "did you mean tasks.forms.parameters.epochs",
     ("allocation=temporl",): "did you mean temporal?",
-    ("allocation.policy=fair",): "expected one of isolated, sharing, static, temporal, timeslice",
+    ("allocation.policy=fair",): "expected one of fedmt, isolated, sharing, static, temporal, timeslice",
     ("allocation=static", "allocation.budgets=[0]"): "got 0 %",
     ("allocation=static", "allocation.budgets=[101]"): "got 101 %",
     ("allocation=static", "allocation.budgets=[nan]"): "got nan %",
     ("allocation=static", "allocation.budgets=[60,60]"): "got 2 budgets for 3 tasks",
+    ("batching=proportionl",): "did you mean proportional?",
+    ("batching.choices=[0]",): "batching.choices: got 0, expected at least 1 sample",
+    ("batching.epsilon=-1",): "batching.epsilon: got -1, expected 0 or more",
+    ("batching.learning_rate=cubic",): "expected one of linear, off, sqrt",
+    ("overlap.delta=1",): "overlap.delta: got 1, expected 0 or more and below 1",
+    ("overlap.delta=-0.1",): "overlap.delta: got -0.1",
+    ("overlap=fifo", "overlap.order=[cels]"): "there is no task 'cels'; expected one of cells, forms",
+    ("overlap=fifo", "overlap.order=[cells,cells]"): "expected every task once",
+    ("overlap=flexible", "overlap.order=[cells]"): "expected none, since flexible chooses it",
+    ("network=edge_400mbs",): "did you mean edge_400mbps?",
+    ("network=lte", "network.up_mbps=0"): "network up: got 0 Mbit/s, expected a finite rate above 0",
+    ("network=lte", "network.latency_s=-0.1"): "network latency: got -0.1 s, expected 0 or more",
+    ("network.up_mbps=100",): "expected both rates, or neither",
+    ("network=lte", "device=inline"): "device=inline emulates no link",
     ("data=dirichlet", "data.alpha=0"): "expected more than 0",
     ("data.site_volumes=[1,2]",): "got 2 numbers for 3 sites",
     ("data.site_volumes=[1,0,2]",): "expected numbers above 0",
     ("data.task_volumes=[1,2]",): "got 2 numbers for 3 tasks",
+    ("data.task_volumes=[1,0,2]",): "expected numbers above 0",
     ("federation.rounds=0",): "expected 1 or more",
     ("federation.rounds=many",): "expected int, got str",
     ("federation.strategy.name=FedAvgg",): "did you mean FedAvg?",
@@ -93,6 +108,18 @@ def test_every_problem_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> No
     assert len(told) == 5
     for word in ("lenett", "fair", "sites", "index", "folder"):
         assert any(word in line for line in told)
+
+
+def test_every_problem_of_a_link_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    link = ["network.up_mbps=0", "network.down_mbps=-1", "network.latency_s=-1"]
+    assert (
+        main(["sim", *link, "overlap=fifo", "overlap.order=[x]", "overlap.delta=2", "batching.epsilon=-1"])
+        == 1
+    )
+    told = lines(capsys)
+    for word in ("network up", "network down", "network latency", "delta", "epsilon"):
+        assert sum(word in line for line in told) == 1
+    assert len(told) == 5
 
 
 def test_a_folder_in_use_is_kept(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from fedmt_flower.domain.allocation import Policy
+from fedmt_flower.domain.coordination import (
+    Batching,
+    BatchRules,
+    Coordination,
+    LearningRate,
+    NetworkRules,
+    OverlapRules,
+)
 from fedmt_flower.domain.device import Backend
+from fedmt_flower.domain.network import Link, Overlap
 from fedmt_flower.domain.round import TaskRules
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.federation.compose import compose, conf_dir, expand
@@ -21,7 +30,9 @@ def test_the_default_is_three_tasks_on_three_sites() -> None:
     assert settings.allocation.policy is Policy.ISOLATED
 
 
-@pytest.mark.parametrize("group", ["tasks", "data", "allocation", "device", "federation"])
+@pytest.mark.parametrize(
+    "group", ["tasks", "data", "allocation", "batching", "overlap", "network", "device", "federation"]
+)
 def test_every_choice_of_every_group_can_be_used(group: str) -> None:
     for choice in (conf_dir() / group).glob("*.yaml"):
         assert compose([f"{group}={choice.stem}"]).tasks
@@ -74,6 +85,37 @@ def test_the_text_is_the_resolved_configuration() -> None:
     assert "lr: 0.125" in text
     assert "folder: here" in text
     assert "${" not in text
+
+
+def test_coordination_is_off_unless_it_is_asked_for() -> None:
+    assert compose().coordination == Coordination()
+
+
+def test_every_value_of_the_coordination_is_an_override() -> None:
+    coordination = compose(
+        [
+            "batching=proportional",
+            "batching.choices=[32,64]",
+            "batching.learning_rate=sqrt",
+            "overlap=fifo",
+            "overlap.order=[cells,forms]",
+            "network=wifi",
+            "network.up_mbps=12.5",
+            "network.force=true",
+        ]
+    ).coordination
+    assert coordination.batching == BatchRules(
+        policy=Batching.PROPORTIONAL, choices=(32, 64), learning_rate=LearningRate.SQRT
+    )
+    assert coordination.overlap == OverlapRules(policy=Overlap.FIFO, order=("cells", "forms"))
+    assert coordination.overlap.arrange(["forms", "progression", "cells"]) == (
+        "cells",
+        "forms",
+        "progression",
+    )
+    assert coordination.network == NetworkRules(
+        link=Link(up_mbps=12.5, down_mbps=200.0, full_duplex=False, latency_s=0.003), force=True
+    )
 
 
 def test_a_directory_of_ones_own_adds_choices(tmp_path: Path) -> None:
