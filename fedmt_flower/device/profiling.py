@@ -206,9 +206,9 @@ class Profiler:
         self._workers.clear()
         self._closing.close()
 
-    def seat(self, budget: float, sharing: Sharing = Sharing.CAPPED) -> Seat:
+    def seat(self, budget: float, sharing: Sharing = Sharing.CAPPED, *, yields: bool = False) -> Seat:
         """The seat of a budget in per cent."""
-        return self.backend.seat(budget, sharing)
+        return self.backend.seat(budget, sharing, yields=yields)
 
     def prepare(self, probes: Sequence[Probe]) -> dict[str, Rehearsed]:
         """Have a warm worker for every probe; what each new one said of itself, by the probe's key.

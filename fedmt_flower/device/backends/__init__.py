@@ -22,8 +22,11 @@ class DeviceBackend(Protocol):
         """Make the device ready (start what must run beside the workers); EngineError if it cannot be."""
         ...
 
-    def seat(self, budget: float, sharing: Sharing) -> Seat:
-        """The seat of a task with `budget` % (0, 100] in a round that shares the device as `sharing` says."""
+    def seat(self, budget: float, sharing: Sharing, *, yields: bool = False) -> Seat:
+        """The seat of a task with `budget` % (0, 100] in a round that shares the device as `sharing` says.
+
+        A task that `yields` lets the others go first, where the device can do that.
+        """
         ...
 
     def welcome(self, pid: int, seat: Seat) -> None:

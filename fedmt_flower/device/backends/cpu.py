@@ -37,8 +37,8 @@ class CpuBackend:
     def open(self) -> None:
         """Nothing: CPUs are always there."""
 
-    def seat(self, budget: float, sharing: Sharing) -> Seat:
-        """The threads that `budget` comes to, or all where the round does not cap its tasks."""
+    def seat(self, budget: float, sharing: Sharing, *, yields: bool = False) -> Seat:
+        """The threads that `budget` comes to, or all where the round does not cap its tasks; none yields."""
         level = threads_of(budget if sharing is Sharing.CAPPED else 100.0, self._threads)
         return Seat(device="cpu", level=level, environment=dict.fromkeys(_THREADS_OF, str(level)))
 

@@ -23,6 +23,8 @@ _PIPE = "CUDA_MPS_PIPE_DIRECTORY"
 _LOG = "CUDA_MPS_LOG_DIRECTORY"
 _PERCENTAGE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 _MEMORY = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
+_PRIORITY = "CUDA_MPS_CLIENT_PRIORITY"
+_BELOW_NORMAL = "1"
 _DEFAULT_PIPE = Path("/tmp/nvidia-mps")
 _LONGEST_PIPE = 80
 """An AF_UNIX address has at most 107 bytes; past it the daemon ends without saying why."""
@@ -112,8 +114,8 @@ class MpsBackend:
         self.name = "mps"
         self.max_workers = facts.max_clients(card.cuda)
 
-    def seat(self, budget: float, sharing: Sharing) -> Seat:
-        """The seat of a budget: its SMs, its memory cap, and the daemon that enforces them."""
+    def seat(self, budget: float, sharing: Sharing, *, yields: bool = False) -> Seat:
+        """The seat of a budget: its SMs, its memory cap, its priority, and the daemon that enforces them."""
         card = self._opened()
         environment = {"CUDA_VISIBLE_DEVICES": card.uuid}
         if self._control is None or sharing is Sharing.TIME_SLICED:
@@ -125,6 +127,8 @@ class MpsBackend:
             _PERCENTAGE: str(percentage_for(level, card.multiprocessors)),
             _MEMORY: f"0={max(1, int(card.memory_bytes * self._memory_share) >> 30)}G",
         }
+        if yields:
+            environment[_PRIORITY] = _BELOW_NORMAL
         return Seat(device="cuda:0", level=level, environment=environment)
 
     def welcome(self, pid: int, seat: Seat) -> None:

@@ -154,6 +154,16 @@ def test_a_seat_holds_card_percentage_and_memory_cap(programs: Path, tmp_path: P
     }
 
 
+def test_a_task_that_yields_has_a_seat_of_its_own(programs: Path, tmp_path: Path) -> None:
+    backend = MpsBackend(0, tmp_path)
+    backend.open()
+    seat, plain = (backend.seat(60, Sharing.CAPPED, yields=yields) for yields in (True, False))
+    backend.close()
+    assert seat != plain
+    assert seat.level == plain.level
+    assert dict(seat.environment) == {**plain.environment, "CUDA_MPS_CLIENT_PRIORITY": "1"}
+
+
 def test_budgets_of_one_level_are_one_seat(programs: Path, tmp_path: Path) -> None:
     backend = MpsBackend(0, tmp_path)
     backend.open()
