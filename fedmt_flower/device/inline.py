@@ -17,7 +17,7 @@ from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.plan import TaskPlan
 from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport, Status, TaskReport
 from fedmt_flower.domain.timeline import Span
-from fedmt_flower.errors import EngineError, TaskError
+from fedmt_flower.errors import ConfigError, EngineError, TaskError
 from fedmt_flower.planning.allocation import plan_round
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class InlineEngine:
         absent = [name for name in assignments if name not in weights]
         if absent:
             raise EngineError(f"site {order.site!r}, round {order.round}: no weights for {', '.join(absent)}")
+        if order.coordination.network.link is not None:
+            raise ConfigError("network: the inline engine emulates no link; use device=cpu or device=mps")
         plan = plan_round(order.allocation, tuple(assignments))
         reports: list[TaskReport] = []
         spans: list[Span] = []

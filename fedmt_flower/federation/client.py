@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedmt_flower.device.contract import Weights
 from fedmt_flower.domain.allocation import Allocation, Policy
+from fedmt_flower.domain.coordination import Coordination
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import Mode, RoundReport
 from fedmt_flower.domain.task import Task, check_unique
@@ -25,11 +26,13 @@ from fedmt_flower.federation.sites import Site, SiteName, site_of
 _SECURE_AGGREGATION = {"secagg_mod", "secaggplus_mod"}
 _SHARING = Allocation(policy=Policy.SHARING)
 _DEVICE = DeviceSettings()
+_UNCOORDINATED = Coordination()
 
 
 def client_app(
     *tasks: Task,
     allocation: Allocation = _SHARING,
+    coordination: Coordination = _UNCOORDINATED,
     device: DeviceSettings = _DEVICE,
     site: SiteName = None,
     seed: int = 0,
@@ -45,6 +48,8 @@ def client_app(
         The tasks. A node hosts those that its node configuration names (``tasks="seg,det"``), else all.
     allocation
         The policy that chooses their budgets.
+    coordination
+        How batch sizes, the start order and transfers are chosen.
     device
         The device that they share.
     site
@@ -63,7 +68,15 @@ def client_app(
     check_unique(tasks)
 
     def configure(context: Context) -> Site:
-        return site_of(context, tasks, allocation=allocation, device=device, name=site, seed=seed)
+        return site_of(
+            context,
+            tasks,
+            allocation=allocation,
+            coordination=coordination,
+            device=device,
+            name=site,
+            seed=seed,
+        )
 
     return build_client_app(configure, mods=mods)
 
@@ -130,7 +143,7 @@ class MultiTaskClient(NumPyClient):
     ----------
     context
         What Flower hands to the `client_fn`.
-    tasks, allocation, device, site, seed
+    tasks, allocation, coordination, device, site, seed
         See `client_app`.
     """
 
@@ -139,11 +152,20 @@ class MultiTaskClient(NumPyClient):
         context: Context,
         *tasks: Task,
         allocation: Allocation = _SHARING,
+        coordination: Coordination = _UNCOORDINATED,
         device: DeviceSettings = _DEVICE,
         site: SiteName = None,
         seed: int = 0,
     ) -> None:
-        self._site = site_of(context, tasks, allocation=allocation, device=device, name=site, seed=seed)
+        self._site = site_of(
+            context,
+            tasks,
+            allocation=allocation,
+            coordination=coordination,
+            device=device,
+            name=site,
+            seed=seed,
+        )
 
     def get_properties(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The site's name and tasks, as `FedMT` asks for them."""

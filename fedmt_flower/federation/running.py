@@ -74,6 +74,7 @@ def configured_site(context: Context, settings: Settings) -> Site:
         context,
         settings.tasks,
         allocation=settings.allocation,
+        coordination=settings.coordination,
         device=settings.device,
         seed=settings.federation.seed,
     )

@@ -15,6 +15,7 @@ from fedmt_flower.device.client import EngineGone
 from fedmt_flower.device.connection import connect
 from fedmt_flower.device.contract import RoundResult, Weights
 from fedmt_flower.domain.allocation import Allocation, Policy
+from fedmt_flower.domain.coordination import Coordination
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, RoundReport, Status, TaskReport
 from fedmt_flower.domain.task import Scalar, Task, check_name, check_unique
@@ -40,6 +41,8 @@ class Site:
         The tasks that the site hosts.
     allocation
         The policy that chooses their budgets.
+    coordination
+        How batch sizes, the start order and transfers are chosen.
     device
         The device that they share.
     seed
@@ -52,6 +55,7 @@ class Site:
     run: str
     tasks: tuple[Task, ...]
     allocation: Allocation = field(default_factory=lambda: Allocation(policy=Policy.SHARING))
+    coordination: Coordination = field(default_factory=Coordination)
     device: DeviceSettings = field(default_factory=DeviceSettings)
     seed: int = 0
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
@@ -72,11 +76,14 @@ class Site:
 
         Raises
         ------
+        ConfigError
+            If the site shall emulate a link beside its real one.
         TaskError
             If none of them can be played.
         EngineError
             If the engine cannot serve the round, was stopped, or was killed twice in it.
         """
+        self._check_network()
         assignments: list[Assignment] = []
         refused: list[TaskReport] = []
         for name, share in shares.items():
@@ -93,6 +100,7 @@ class Site:
             site=self.name,
             assignments=tuple(assignments),
             allocation=self.allocation,
+            coordination=self.coordination,
             seed=self.seed,
             deadline_s=self.device.deadline_s,
         )
@@ -125,6 +133,15 @@ class Site:
         with closing(connect(self.device)) as engine:
             return engine.run_round(order, weights)
 
+    def _check_network(self) -> None:
+        """Raise ConfigError if a link is emulated where messages cross a real one, and nobody insists."""
+        network = self.coordination.network
+        if network.link is not None and not network.force and not _simulated():
+            raise ConfigError(
+                f"site {self.name!r}: network: an emulated link on a SuperNode would add to the real one; "
+                "use network=none, or network.force=true to have both"
+            )
+
     def _assignment(self, name: str, share: Share) -> Assignment:
         task = next((task for task in self.tasks if task.name == name), None)
         if task is None:
@@ -149,6 +166,7 @@ def site_of(
     *,
     allocation: Allocation,
     device: DeviceSettings,
+    coordination: Coordination | None = None,
     name: SiteName = None,
     seed: int = 0,
 ) -> Site:
@@ -179,6 +197,7 @@ def site_of(
         run=str(context.run_id),
         tasks=tuple(replace(task, python_path=(*task.python_path, *directories)) for task in tasks),
         allocation=allocation,
+        coordination=coordination or Coordination(),
         device=device,
         seed=seed,
         parameters={**context.run_config, **context.node_config},
@@ -192,6 +211,12 @@ def app_directories() -> tuple[str, ...]:
     return tuple(
         dict.fromkeys(str(path) for path in found if path.is_dir() and not own.intersection(path.parents))
     )
+
+
+def _simulated() -> bool:
+    """Whether this is a process of Flower's simulation: an actor of Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _name(context: Context, name: SiteName) -> str:

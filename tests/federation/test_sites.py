@@ -12,7 +12,9 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedmt_flower.domain.allocation import Allocation, Policy
+from fedmt_flower.domain.coordination import Coordination, NetworkRules
 from fedmt_flower.domain.device import Backend, DeviceSettings
+from fedmt_flower.domain.network import Link
 from fedmt_flower.domain.round import Mode, RoundOrder, Status
 from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import ConfigError, EngineError, TaskError
@@ -72,6 +74,17 @@ def test_the_server_overrides_the_node_which_overrides_the_run(tasks: dict[str, 
     _, weights = site.play(1, shares(models, det={"lr": 0.0}))
     for key, array in weights["det"].items():
         np.testing.assert_array_equal(array, to_weights(models()["det"])[key])
+
+
+def test_an_emulated_link_is_refused_where_there_is_a_real_one(tasks: dict[str, Task], models: Any) -> None:
+    link = Link(up_mbps=100, down_mbps=100)
+    site = replace(made(tasks), coordination=Coordination(network=NetworkRules(link=link)))
+    with pytest.raises(ConfigError, match=r"site 'node-12': network: .* network.force=true") as caught:
+        site.play(1, shares(models, det={}))
+    assert "\n" not in str(caught.value)
+    forced = replace(site, coordination=Coordination(network=NetworkRules(link=link, force=True)))
+    with pytest.raises(ConfigError, match="inline engine emulates no link"):
+        forced.play(1, shares(models, det={}))
 
 
 def test_a_share_that_cannot_be_played_costs_the_others_nothing(tasks: dict[str, Task], models: Any) -> None:
