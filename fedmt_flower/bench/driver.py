@@ -30,6 +30,7 @@ from fedmt_flower.errors import ConfigError, expected_one_of
 
 DRIVERS = {
     "allocation": "the allocation schemes on the paper's three settings (Fig. 9)",
+    "round": "whole rounds under chosen budgets, against every baseline and the exhaustive best",
     "faults": "what fails on the GPU fails by name, and the next round works",
     "equality": "weights and rounds on the GPU, bit for bit",
     "federation": "two SuperNodes as two sites of one engine, on the GPU",
@@ -44,6 +45,7 @@ DRIVERS = {
 
 BUDGETS_S = {
     "allocation": 340.0,
+    "round": 480.0,
     "faults": 60.0,
     "equality": 90.0,
     "federation": 400.0,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedmt_flower.device.profiling import Probe, Profiler
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.plan import Sharing
-from fedmt_flower.domain.task import Task
+from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.planning.allocation import plan_round
 
 BATCH = 128
@@ -38,7 +40,7 @@ SCHEMES = {
 """The schemes by their names in tables; their budgets are the package's own policies'."""
 
 
-def synthetic_task(name: str, batch: int = BATCH, quick: bool = False) -> Task:
+def synthetic_task(name: str, batch: int = BATCH, quick: bool = False, **parameters: Scalar) -> Task:
     """One of the paper's models in its CIFAR form, on synthetic images that stay on the device.
 
     Parameters
@@ -47,6 +49,8 @@ def synthetic_task(name: str, batch: int = BATCH, quick: bool = False) -> Task:
         The paper's short name, as ``R18``.
     quick
         Give a small network instead, to try a benchmark where there is no GPU.
+    parameters
+        Further hyperparameters; without any the step is an ordinary eager one.
     """
     model = "lenet" if quick else _MODELS[name]
     return Task(
@@ -59,6 +63,8 @@ def synthetic_task(name: str, batch: int = BATCH, quick: bool = False) -> Task:
             "in_channels": 3,
             "lr": 0.01,
             "momentum": 0.9,
+            "step": "eager",
+            **parameters,
         },
     )
 
@@ -70,6 +76,11 @@ def probes(profiler: Profiler, tasks: tuple[Task, ...], allocation: Allocation) 
         Probe(task, profiler.seat(place.budget, plan.sharing))
         for task, place in zip(tasks, plan.tasks, strict=True)
     )
+
+
+def seated(profiler: Profiler, tasks: tuple[Task, ...], budgets: Sequence[float]) -> tuple[Probe, ...]:
+    """The tasks, each with its budget in per cent."""
+    return tuple(Probe(task, profiler.seat(r)) for task, r in zip(tasks, budgets, strict=True))
 
 
 def solo(profiler: Profiler, task: Task) -> Probe:

@@ -1,0 +1,70 @@
+"""What a benchmark knows of its tasks when it plans for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import msgspec
+
+from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.mixes import solo
+from fedmt_flower.bench.models import profiled
+from fedmt_flower.bench.result import Json
+from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.device.survey import PERCENTAGES, QUARTER, device_steps
+from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
+from fedmt_flower.domain.task import Task
+from fedmt_flower.errors import EngineError
+from fedmt_flower.planning.features import quarter_share
+
+
+def levels(profiler: Profiler) -> tuple[float, ...]:
+    """The budgets in per cent that plans choose from, the device's own steps."""
+    return device_steps(profiler.backend, PERCENTAGES)
+
+
+def features(
+    bench: Bench, profiler: Profiler, tasks: Sequence[Task]
+) -> tuple[DeviceFeatures, Mapping[str, TaskFeatures]]:
+    """The device and the tasks as the throughput model sees them; each task at its own batch size.
+
+    A profile of the same kind of device that has a task is believed; other tasks are measured, once in a
+    benchmark's record.
+    """
+    found = {task.name: _measured(bench, profiler, task) for task in tasks}
+    device = msgspec.convert(next(iter(found.values()))["device"], DeviceFeatures)
+    known = {
+        task.task: task
+        for sample in (profiled(bench.options.profiles) if bench.options.profiles else ())
+        if sample.device.name == device.name
+        for task in sample.tasks
+    }
+    return device, {
+        name: known.get(name) or msgspec.convert(values["task"], TaskFeatures)
+        for name, values in found.items()
+    }
+
+
+def _measured(bench: Bench, profiler: Profiler, task: Task) -> dict[str, Json]:
+    def measure() -> dict[str, Json]:
+        whole = solo(profiler, task)
+        quarter = device_steps(profiler.backend, [QUARTER])[0]
+        part = Probe(task, profiler.seat(quarter))
+        profiler.prepare([whole, part])
+        said = profiler.describe(whole)
+        if said.device is None:
+            raise EngineError(f"task {task.name}: its worker told nothing of its device")
+        rate, slower = (profiler.measure([probe]).rates[0] for probe in (whole, part))
+        taken = TaskFeatures(
+            task=task.name,
+            model=task.model.rpartition(":")[2],
+            flops=said.flops,
+            traffic=said.traffic,
+            solo_rate=rate,
+            reference_batch=int(task.parameters["batch_size"]),
+            quarter_share=quarter_share(slower / rate, quarter),
+        )
+        return {"device": asdict(said.device), "task": asdict(taken)}
+
+    return bench.recorder.take(f"features | {task.name}", measure)

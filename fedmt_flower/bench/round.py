@@ -1,0 +1,239 @@
+"""Whole rounds, run to the end of every task's volume, under budgets that a model chose (§ VI-B)."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_task
+from fedmt_flower.bench.models import Chosen, choose
+from fedmt_flower.bench.planned import features, levels
+from fedmt_flower.bench.result import Json, Result
+from fedmt_flower.bench.round_table import BEST, FEDMT, TEMPORAL, YIELDING, judge, markdown
+from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.domain.allocation import Objective
+from fedmt_flower.planning.budgets import BudgetProblem
+from fedmt_flower.planning.search import solve
+
+CLAIM = "budgets chosen by a model make whole rounds as short as the best equal budgets, or shorter"
+
+MIXES: Final = {
+    "heavy": ("D121", "V16", "R101"),
+    "light": ("R18", "M3", "S2"),
+    "hybrid": ("R50", "V16", "M3"),
+    "deep and light": ("R101", "D121", "M3"),
+}
+"""The paper's three settings (§ VI-B), and one of its Table V."""
+VOLUMES: Final = {"1:1:1": (1, 1, 1), "1:2:3": (1, 2, 3), "3:2:1": (3, 2, 1), "1:2:6": (1, 2, 6)}
+"""Ratios of Dᵢ, in the order of a mix's tasks."""
+
+_COARSE: Final = (20.0, 60.0, 100.0)
+_FINE: Final = (20.0, 40.0, 60.0, 80.0, 100.0)
+"""Budgets of the exhaustive search: all combinations of the coarse ones, then neighbours among the fine."""
+_REFINED: Final = 2
+"""Combinations whose neighbours are tried."""
+
+
+def settings(quick: bool) -> dict[str, Json]:
+    """What the driver runs with."""
+    return {
+        "mixes": {name: list(models) for name, models in list(MIXES.items())[: 1 if quick else None]},
+        "volumes": list(VOLUMES)[-1:] if quick else list(VOLUMES),
+        "batch": 8 if quick else BATCH,
+        "repeats": 2 if quick else 3,
+        "round_s": 0.05 if quick else 1.2,
+        # The exhaustive search runs rounds of this part, and the best of it are run whole beside the others.
+        "searched_part": 0.5,
+        "finalists": 1 if quick else 3,
+        "quick": quick,
+    }
+
+
+def run(bench: Bench) -> bool:
+    """Run every round of one mix after the other, since all their workers would not fit the memory."""
+    chosen = choose(bench.options)
+    bench.facts["model"] = chosen.origin
+    mixes, complete = list(bench.settings["mixes"]), True
+    with bench.profiler() as profiler:
+        for position, mix in enumerate(mixes):
+            seconds = bench.recorder.left_s / (len(mixes) - position)
+            complete &= _Mix(bench, profiler, mix, chosen).run(seconds)
+            profiler.dismiss()
+    bench.bars += judge(bench.recorder.samples, mixes, bench.settings["volumes"])
+    return complete
+
+
+def report(result: Result) -> str:
+    """A table of rounds for each mix, in Markdown."""
+    return f"Model: {result.facts['model']}.\n\n{markdown(result)}"
+
+
+class _Mix:
+    """One mix's rounds."""
+
+    def __init__(self, bench: Bench, profiler: Profiler, name: str, chosen: Chosen) -> None:
+        self._bench, self._profiler, self._name, self._chosen = bench, profiler, name, chosen
+        batch, quick = int(bench.settings["batch"]), bench.options.quick
+        self._tasks = tuple(synthetic_task(model, batch, quick) for model in MIXES[name])
+
+    def run(self, seconds: float) -> bool:
+        """Take what is missing, within `seconds`; whether nothing is missing then."""
+        recorder, cells = (
+            self._bench.recorder,
+            [f"{self._name} | {v}" for v in self._bench.settings["volumes"]],
+        )
+        repeats = int(self._bench.settings["repeats"])
+        if recorder.has_all(cells, repeats):
+            return True
+        end = recorder.left_s - seconds
+        contenders: dict[str, tuple[dict[str, int], dict[str, tuple[Probe, ...]]]] = {}
+        for cell in cells:
+            volumes = self._volumes(cell.split(" | ")[1])
+            plan = self._plan(cell, volumes)
+            share = (recorder.left_s - end) / (2 * (len(cells) - len(contenders)))
+            if not self._search(cell, volumes, share):
+                break
+            contenders[cell] = (volumes, self._contenders(cell, plan))
+        self._profiler.prepare(
+            [p for _, some in contenders.values() for placed in some.values() for p in placed]
+        )
+        for cell, repeat in recorder.interleave(list(contenders), repeats, recorder.left_s - end):
+            volumes, some = contenders[cell]
+            self._run_all(cell, repeat, volumes, some)
+        return recorder.has_all(cells, repeats)
+
+    def _volumes(self, ratio: str) -> dict[str, int]:
+        """Dᵢ in whole batches, such that the round in turn takes about its time; the same on resuming."""
+        parts = VOLUMES[ratio]
+        _, known = features(self._bench, self._profiler, self._tasks)
+        seconds = sum(
+            part / known[task.name].solo_rate for part, task in zip(parts, self._tasks, strict=True)
+        )
+        unit = float(self._bench.settings["round_s"]) / seconds
+        batch = int(self._bench.settings["batch"])
+        return {
+            task.name: batch * part * max(1, round(unit / batch))
+            for part, task in zip(parts, self._tasks, strict=True)
+        }
+
+    def _plan(self, cell: str, volumes: Mapping[str, int]) -> dict[str, Json]:
+        """The budgets that the model chooses, and the task that it expects to end last."""
+
+        def plan() -> dict[str, Json]:
+            device, known = features(self._bench, self._profiler, self._tasks)
+            problem = BudgetProblem(
+                device=device,
+                tasks=tuple(known[task.name] for task in self._tasks),
+                batches=((int(self._bench.settings["batch"]),),) * len(self._tasks),
+                levels=(levels(self._profiler),) * len(self._tasks),
+                objective=Objective.MAKESPAN,
+                samples=tuple(volumes.values()),
+            )
+            found = solve(problem, self._chosen.model)
+            alone = [volumes[name] / known[name].solo_rate for name in volumes]
+            return {
+                "budgets": list(found.budgets),
+                "makespan_s": sum(volumes.values()) / found.score,
+                "longest": list(volumes)[alone.index(max(alone))],
+            }
+
+        return self._bench.recorder.take(f"{cell} | plan", plan)
+
+    def _search(self, cell: str, volumes: Mapping[str, int], seconds: float) -> bool:
+        """Run a part of the round under combinations of budgets, once each; whether all were run."""
+        part = float(self._bench.settings["searched_part"])
+        batch = int(self._bench.settings["batch"])
+        less = {name: batch * max(1, round(part * volume / batch)) for name, volume in volumes.items()}
+        deadline = self._bench.recorder.left_s - seconds
+        coarse = list(itertools.product(self._fitting(_COARSE), repeat=len(self._tasks)))
+        self._profiler.prepare(
+            [Probe(task, self._profiler.seat(r)) for task in self._tasks for r in self._fitting(_FINE)]
+        )
+        for refined in (False, True):
+            points = self._neighbours(cell) if refined else coarse
+            cells = [f"{cell} | {_text(budgets)}" for budgets in points]
+            recorder = self._bench.recorder
+            for point, repeat in recorder.interleave(cells, 1, recorder.left_s - deadline):
+                budgets = _budgets(point.rpartition(" | ")[2])
+                placed = seated(self._profiler, self._tasks, budgets)
+                taken = self._profiler.cover([(p, less[p.task.name]) for p in placed])
+                recorder.add(point, repeat, {"makespan_s": round(taken.seconds, 4)}, taken.spoiled)
+            if not recorder.has_all(cells, 1):
+                return False
+        return True
+
+    def _fitting(self, budgets: Sequence[float]) -> tuple[float, ...]:
+        """Those of `budgets` that are different seats on this device."""
+        return tuple(sorted({self._profiler.seat(r).level: r for r in reversed(budgets)}.values()))
+
+    def _searched(self, cell: str) -> dict[tuple[float, ...], float]:
+        """The makespans of the combinations that were run, the shortest first."""
+        found = {
+            _budgets(sample.cell.rpartition(" | ")[2]): sample.values["makespan_s"]
+            for sample in self._bench.recorder.samples
+            if sample.cell.startswith(f"{cell} | ") and not sample.cell.endswith("plan")
+        }
+        return dict(sorted(found.items(), key=lambda item: item[1]))
+
+    def _neighbours(self, cell: str) -> list[tuple[float, ...]]:
+        """The best of the coarse combinations with one budget moved to the next of the fine ones."""
+        fine = self._fitting(_FINE)
+        coarse = set(itertools.product(self._fitting(_COARSE), repeat=len(self._tasks)))
+        best = [budgets for budgets in self._searched(cell) if budgets in coarse][:_REFINED]
+        moved = {
+            (*budgets[:i], fine[place], *budgets[i + 1 :])
+            for budgets in best
+            for i in range(len(budgets))
+            for place in (fine.index(budgets[i]) - 1, fine.index(budgets[i]) + 1)
+            if 0 <= place < len(fine)
+        }
+        return sorted(moved - coarse)
+
+    def _contenders(self, cell: str, plan: Mapping[str, Json]) -> dict[str, tuple[Probe, ...]]:
+        """What is run whole: the baselines, the plan, the plan with others yielding, the search's best."""
+        seat = self._profiler.seat
+        found = {scheme: probes(self._profiler, self._tasks, SCHEMES[scheme]) for scheme in SCHEMES}
+        found[FEDMT] = seated(self._profiler, self._tasks, plan["budgets"])
+        found[YIELDING] = tuple(
+            Probe(task, seat(r, yields=task.name != plan["longest"]))
+            for task, r in zip(self._tasks, plan["budgets"], strict=True)
+        )
+        for budgets in list(self._searched(cell))[: int(self._bench.settings["finalists"])]:
+            found[f"{BEST} {_text(budgets)}"] = seated(self._profiler, self._tasks, budgets)
+        return found
+
+    def _run_all(
+        self,
+        cell: str,
+        repeat: int,
+        volumes: Mapping[str, int],
+        contenders: Mapping[str, tuple[Probe, ...]],
+    ) -> None:
+        """One repeat of every contender, in a new order: never a part of them on another day or machine."""
+        order = list(contenders)
+        random.Random(f"{cell} {repeat}").shuffle(order)
+        spans: dict[str, float] = {}
+        flags: list[str] = []
+        for name in order:
+            taken = self._profiler.cover(
+                [(probe, volumes[probe.task.name]) for probe in contenders[name]], in_turn=name == TEMPORAL
+            )
+            spans[name] = round(taken.seconds, 4)
+            flags += [f"{name}: {what}" for what in taken.spoiled]
+        values: dict[str, Json] = {
+            "makespan_s": {name: spans[name] for name in contenders},
+            "samples": dict(volumes),
+            "levels": {name: [probe.seat.level for probe in placed] for name, placed in contenders.items()},
+        }
+        self._bench.recorder.add(cell, repeat, values, flags)
+
+
+def _text(budgets: Sequence[float]) -> str:
+    return "-".join(f"{budget:g}" for budget in budgets)
+
+
+def _budgets(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split("-")))
