@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmt_flower.device.adaptation import adapted
 from fedmt_flower.device.batches import Data, resident
 from fedmt_flower.device.binding import lookup, names, prepare, resolve
 from fedmt_flower.device.contract import Progress, Weights
@@ -283,7 +284,7 @@ class _Round:
             choose_kernels(bool(job.parameters[_DETERMINISTIC]))
         seed = seed_everything(seed_sequence(job.seed, job.round, job.site, self.runtime.task.name))
         fixed: dict[str, Any] = {"seed": seed, "round": job.round, "site": job.site}
-        config = fixed | dict(job.parameters)
+        config = fixed | adapted(self.runtime.task, job)
         return names(config) | {"server_round": job.round, "device": self.runtime.device, "config": config}
 
     @contextmanager
