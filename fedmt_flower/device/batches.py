@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -13,6 +14,23 @@ Data = DataLoader[Any] | Dataset[Any] | tuple[Tensor, ...]
 """One split of a task's data."""
 Batch = Any
 """A tensor, or a tuple, list or mapping of tensors; the first dimension of each counts samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A batch of `tensors` in memory, not gathered yet: the rows that `index`, beside them, names."""
+
+    tensors: tuple[Tensor, ...]
+    index: Tensor
+
+    def gather(self) -> tuple[Tensor, ...]:
+        """The batch."""
+        return tuple(tensor[self.index] for tensor in self.tensors)
+
+    def gather_into(self, places: Sequence[Tensor]) -> None:
+        """Put the batch into `places`, one for each tensor."""
+        for tensor, place in zip(self.tensors, places, strict=True):
+            torch.index_select(tensor, 0, self.index, out=place)
 
 
 def count(data: Data) -> int:
@@ -70,14 +88,14 @@ def generators(data: Data) -> list[torch.Generator]:
     return list(unique.values())
 
 
-def batches(
+def draws(
     data: Data,
     batch_size: int,
     device: torch.device,
     shuffle: torch.Generator | None = None,
     skip: int = 0,
-) -> Iterator[Batch]:
-    """One epoch of `data`, on `device`.
+) -> Iterator[Selection | Batch]:
+    """One epoch of `data`: a `Selection` of data in memory for each batch, of other data the batch itself.
 
     A last batch of a single sample joins the batch before it: BatchNorm cannot train on one value, and
     every epoch stays as long as the data. A ``DataLoader`` makes its own batches, in its own order.
@@ -100,21 +118,39 @@ def batches(
     else:
         n = count(data)
         order = torch.arange(n) if shuffle is None else torch.randperm(n, generator=shuffle)
+        sizes = _sizes(n, batch_size)
         if is_tensors(data):
             # One transfer of the order for an epoch, none for a batch.
-            parts = torch.split(order.to(data[0].device), _sizes(n, batch_size))[skip:]
-            source = (tuple(tensor[part] for tensor in data) for part in parts)
-        else:
-            parts = torch.split(order, _sizes(n, batch_size))[skip:]
-            source = DataLoader(cast(Dataset[Any], data), batch_sampler=[part.tolist() for part in parts])
+            for part in torch.split(_beside(data[0], order), sizes)[skip:]:
+                yield Selection(data, part)
+            return
+        parts = torch.split(order, sizes)[skip:]
+        source = DataLoader(cast(Dataset[Any], data), batch_sampler=[part.tolist() for part in parts])
         skip = 0
     for position, batch in enumerate(source):
         if position >= skip:
             yield to_device(batch, device)
 
 
-def rows(batch: Batch) -> int:
+def batches(data: Data, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """One epoch of `data` in its own order, on `device`; sizes as `draws` has them."""
+    return (gathered(drawn, device) for drawn in draws(data, batch_size, device))
+
+
+def gathered(drawn: Selection | Batch, device: torch.device) -> Batch:
+    """The batch that was drawn, on `device`."""
+    return to_device(drawn.gather(), device) if isinstance(drawn, Selection) else drawn
+
+
+def whole_batches(data: Data, batch_size: int) -> int:
+    """Batches of exactly `batch_size` samples in an epoch of tensors; 0 of other data."""
+    return _sizes(count(data), batch_size).count(batch_size) if is_tensors(data) else 0
+
+
+def rows(batch: Selection | Batch) -> int:
     """Samples of `batch`."""
+    if isinstance(batch, Selection):
+        return len(batch.index)
     while not isinstance(batch, Tensor):
         batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
     return len(batch)
@@ -129,6 +165,11 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     if isinstance(batch, Sequence) and not isinstance(batch, str):
         return tuple(to_device(part, device) for part in batch)
     return batch
+
+
+def _beside(data: Tensor, order: Tensor) -> Tensor:
+    """`order` where `data` is; the host need not wait for a GPU to take it."""
+    return order.pin_memory().to(data.device, non_blocking=True) if data.is_cuda else order
 
 
 def _sizes(n: int, batch_size: int) -> list[int]:

@@ -11,22 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedmt_flower.device.adaptation import adapted
 from fedmt_flower.device.batches import Data, resident
 from fedmt_flower.device.binding import lookup, names, prepare, resolve
 from fedmt_flower.device.contract import Progress, Weights
 from fedmt_flower.device.faults import describe
+from fedmt_flower.device.graphs import StepGraphs
 from fedmt_flower.device.job import Job, JobResult, Stretch
 from fedmt_flower.device.metrics import read_metrics
+from fedmt_flower.device.pace import Pace
 from fedmt_flower.device.seeding import choose_kernels, seed_everything, seed_sequence
 from fedmt_flower.device.splits import Splits, SplitsCache
-from fedmt_flower.device.trainer import Loop, Objective, SteppedTrainer, evaluate_by
+from fedmt_flower.device.trainer import Loop, SteppedTrainer, evaluate_by
+from fedmt_flower.device.training_step import Objective
 from fedmt_flower.device.weights import WeightCourier, state_of
+from fedmt_flower.domain.profile import StepKind
+from fedmt_flower.domain.step import MemoryFormat, StepRules
 from fedmt_flower.domain.task import Task, TaskKind
 from fedmt_flower.domain.timeline import Phase
-from fedmt_flower.errors import TaskError
+from fedmt_flower.errors import ConfigError, TaskError
 
 OnProgress = Callable[[Progress], None]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 _ROUND_KEYS = frozenset({"round", "server_round", "server-round"})
 _PROGRESS_EVERY_S = 0.2
 _DETERMINISTIC = "deterministic"
@@ -48,6 +53,7 @@ class TaskRuntime:
         self._model: nn.Module | None = None
         self._model_key = ""
         self._transient: dict[str, Tensor] = {}
+        self._graphs = StepGraphs()
 
     def run(self, job: Job, weights: Weights, on_progress: OnProgress | None = None) -> JobResult:
         """Do `job` from `weights`.
@@ -70,13 +76,14 @@ class TaskRuntime:
         try:
             return _Round(self, job, on_progress).run(weights)
         except TaskError as error:
-            self._model = None
+            self._model, self._graphs = None, StepGraphs()
             raise TaskError(f"site {job.site!r}, {error}") from error
 
     def model(self, job: Job) -> nn.Module:
         """The task's model for `job`, on the device; built if there is none or its arguments changed."""
         build = prepare(self.task, "model", known=self._setting(job))
-        key = repr(build.arguments)
+        memory_format = self._memory_format(job)
+        key = repr((build.arguments, memory_format))
         if self._model is None or self._model_key != key:
             seed_everything(seed_sequence(job.seed, self.task.name))
             with self.blame("model"):
@@ -86,11 +93,14 @@ class TaskRuntime:
                     f"task {self.task.name!r}, model {self.task.model!r}: gave a {type(model).__name__}, "
                     "expected a torch.nn.Module"
                 )
-            self._model, self._model_key = model, key
+            self._model, self._model_key, self._graphs = model, key, StepGraphs()
             lasting = model.state_dict()
             self._transient = {name: b.clone() for name, b in model.named_buffers() if name not in lasting}
         with self.blame("model"):
             self._model.to(self.device)
+            if memory_format is MemoryFormat.CHANNELS_LAST:
+                # Once for good: evaluation, too, would choose other kernels for another format.
+                self._model.to(memory_format=torch.channels_last)
         self.restore(self._model)
         return self._model
 
@@ -108,10 +118,8 @@ class TaskRuntime:
             seed_everything(seed_sequence(job.seed, job.site, self.task.name))
             return loader()
 
-        ours = self.task.kind is TaskKind.STEPPED and not self.task.trainer
-
         def keep(split: Data) -> Data:
-            return resident(split, self.device) if ours else split
+            return resident(split, self.device) if self._is_ours else split
 
         with self.blame("data"):
             return self._splits.get(f"{job.site} {loader.arguments!r}", load, keep)
@@ -125,6 +133,23 @@ class TaskRuntime:
             If the task is not a stepped one, or its model, data or training cannot be set up.
         """
         return _Round(self, job, None).begin()
+
+    def loop(self, make_optimizer: MakeOptimizer) -> Loop:
+        """The package's own trainer, with the graphs of earlier rounds."""
+        return Loop(self.objective(), make_optimizer, self._graphs)
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether the package's own loop trains the task."""
+        return self.task.kind is TaskKind.STEPPED and not self.task.trainer
+
+    def _memory_format(self, job: Job) -> MemoryFormat:
+        if not self._is_ours:
+            return MemoryFormat.CONTIGUOUS
+        try:
+            return StepRules.of(job.parameters).memory_format
+        except ConfigError as error:
+            raise TaskError(f"task {self.task.name!r}: {error}") from error
 
     def _setting(self, job: Job) -> dict[str, object]:
         """What model and data may ask for: all that stays the same from round to round."""
@@ -162,6 +187,8 @@ class _Round:
     job: Job
     on_progress: OnProgress | None
     stretches: list[Stretch] = field(default_factory=list)
+    step: StepKind = StepKind.EAGER
+    why_eager: str = ""
 
     def run(self, weights: Weights) -> JobResult:
         runtime, mode = self.runtime, self.job.mode
@@ -198,6 +225,8 @@ class _Round:
             evaluate_metrics=evaluate_metrics,
             stretches=tuple(self.stretches),
             memory_bytes=torch.cuda.max_memory_reserved(runtime.device) if on_gpu else 0,
+            step=self.step,
+            why_eager=self.why_eager,
         )
 
     def begin(self) -> SteppedTrainer:
@@ -254,15 +283,19 @@ class _Round:
         trainer = self._trainer(known)
         total = int(lookup(known, "epochs", 1)) * splits.train_examples
         samples, told = 0, time.monotonic()
+        pace = Pace(self.runtime.device)
         with self.runtime.blame("train"):
             trainer.setup(model, splits.train, known["config"], self.runtime.device)
             while used := trainer.step():
                 samples += used
+                pace.keep()
                 now = time.monotonic()
                 if self.on_progress is not None and now - told >= _PROGRESS_EVERY_S:
                     told = now
                     self.on_progress(Progress(task=task.name, samples=samples, total=total))
             metrics = trainer.metrics()
+        if isinstance(trainer, Loop):
+            self.step, self.why_eager = trainer.step_kind, trainer.why_eager
         return samples, read_metrics(task.name, "train", metrics)
 
     def _trainer(self, known: Mapping[str, object]) -> SteppedTrainer:
@@ -275,7 +308,7 @@ class _Round:
         def make_optimizer(weights: list[nn.Parameter]) -> torch.optim.Optimizer:
             return prepare(task, "optimizer", weights, known=known)()  # type: ignore[no-any-return]
 
-        return Loop(runtime.objective(), make_optimizer)
+        return runtime.loop(make_optimizer)
 
     def _known(self) -> dict[str, Any]:
         """Seed the generators; give the values that train and evaluate may ask for by name."""
@@ -284,7 +317,7 @@ class _Round:
             choose_kernels(bool(job.parameters[_DETERMINISTIC]))
         seed = seed_everything(seed_sequence(job.seed, job.round, job.site, self.runtime.task.name))
         fixed: dict[str, Any] = {"seed": seed, "round": job.round, "site": job.site}
-        config = fixed | adapted(self.runtime.task, job)
+        config = fixed | dict(job.parameters)
         return names(config) | {"server_round": job.round, "device": self.runtime.device, "config": config}
 
     @contextmanager

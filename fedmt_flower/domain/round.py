@@ -15,6 +15,7 @@ from fedmt_flower.domain.coordination import Coordination
 from fedmt_flower.domain.forecast import Forecast
 from fedmt_flower.domain.network import Link
 from fedmt_flower.domain.plan import RoundPlan
+from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.task import Scalar, Task, check_name, check_unique
 from fedmt_flower.domain.timeline import Span
 from fedmt_flower.errors import ConfigError
@@ -174,7 +175,9 @@ class TaskReport:
     compute_s
         Seconds of training alone, from the first step's start to the last step's end.
     memory_bytes
-        Most memory of the GPU that torch held meanwhile; 0 on CPUs.
+        Most memory of the GPU that torch held meanwhile, graphs' own included; 0 on CPUs.
+    step, why_eager
+        How steps reached the device; and why not as a graph, where the task's rules allow one.
     """
 
     task: str
@@ -189,6 +192,8 @@ class TaskReport:
     pid: int = 0
     compute_s: float = 0.0
     memory_bytes: int = 0
+    step: StepKind = StepKind.EAGER
+    why_eager: str = ""
 
     @property
     def rate(self) -> float:

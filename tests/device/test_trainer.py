@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from fedmt_flower.device.batches import batches, count, in_memory, is_tensors, rows
+from fedmt_flower.device.batches import batches, count, draws, gathered, in_memory, is_tensors, rows
 from fedmt_flower.device.trainer import Loop, evaluate_by
 from fedmt_flower.tasks.objectives import classification, regression
 
@@ -48,8 +48,10 @@ def test_a_last_batch_of_one_joins_the_one_before(n: int, size: int, expected: l
 
 def test_a_shuffled_epoch_has_every_sample_once_and_may_begin_in_its_middle() -> None:
     data = (torch.arange(65),)
-    whole = [b[0] for b in batches(data, 16, CPU, torch.Generator().manual_seed(2))]
-    rest = [b[0] for b in batches(data, 16, CPU, torch.Generator().manual_seed(2), skip=2)]
+    whole, rest = (
+        [gathered(b, CPU)[0] for b in draws(data, 16, CPU, torch.Generator().manual_seed(2), skip)]
+        for skip in (0, 2)
+    )
     assert sorted(torch.cat(whole).tolist()) == list(range(65))
     assert torch.cat(whole).tolist() != list(range(65))
     assert all(torch.equal(a, b) for a, b in zip(whole[2:], rest, strict=True))
@@ -78,7 +80,7 @@ def test_a_loop_is_plain_minibatch_descent() -> None:
     list(iter(made.step, 0))
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
     shuffle = torch.Generator().manual_seed(3 + 0x9E3779B9)
-    for x, y in batches(TENSORS, 16, CPU, shuffle):
+    for x, y in (drawn.gather() for drawn in draws(TENSORS, 16, CPU, shuffle)):
         optimizer.zero_grad()
         nn.functional.cross_entropy(twin(x), y).backward()
         optimizer.step()
