@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from fedmt_flower.device.contract import Weights
+from fedmt_flower.domain.coordination import LearningRate
 from fedmt_flower.domain.plan import TaskPlan
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, Status, TaskReport
 from fedmt_flower.domain.task import Scalar
 from fedmt_flower.domain.timeline import Phase, Span
 
+ROUND_KEYS: Final = frozenset({"round", "server_round", "server-round"})
+"""Parameters of a job that tell its round: all others may stay the same from round to round."""
+DEFAULT_BATCH: Final = 32
+"""Samples of a batch where neither a task nor its functions name a number."""
+_BATCH: Final = "batch_size"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What a worker is to do with the weights it is handed.
 
-    `parameters` are the task's own, overridden by the round's; `batch_size`, when the plan sets one, by
-    the plan's.
+    `parameters` are the task's own, overridden by the round's and, where the plan sets a batch size, by that
+    `batch_size`; the one that they named before is `own_batch_size`. `learning_rate` says how the learning
+    rate follows from the one to the other.
     """
 
     site: str
@@ -26,6 +35,9 @@ class Job:
     seed: int
     mode: Mode
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    batch_size: int | None = None
+    own_batch_size: Scalar | None = None
+    learning_rate: LearningRate = LearningRate.OFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +70,18 @@ class JobResult:
 
 def job_of(order: RoundOrder, assignment: Assignment, plan: TaskPlan) -> Job:
     """What `assignment` asks for in a round of `order`, at the batch size that `plan` sets."""
-    batch = {} if plan.batch_size is None else {"batch_size": plan.batch_size}
+    parameters = {**assignment.task.parameters, **assignment.parameters}
+    own = [key for key in parameters if key.replace("-", "_") == _BATCH]
+    batch = {} if plan.batch_size is None else dict.fromkeys([*own, _BATCH], plan.batch_size)
     return Job(
         site=order.site,
         round=order.round,
         seed=order.seed,
         mode=assignment.mode,
-        parameters={**assignment.task.parameters, **assignment.parameters, **batch},
+        parameters={**parameters, **batch},
+        batch_size=plan.batch_size,
+        own_batch_size=parameters[own[-1]] if own else None,
+        learning_rate=order.coordination.batching.learning_rate,
     )
 
 

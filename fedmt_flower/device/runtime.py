@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmt_flower.device.adaptation import adapted
 from fedmt_flower.device.batches import Data, resident
 from fedmt_flower.device.binding import lookup, names, prepare, resolve
 from fedmt_flower.device.contract import Progress, Weights
 from fedmt_flower.device.faults import describe
 from fedmt_flower.device.graphs import StepGraphs
-from fedmt_flower.device.job import Job, JobResult, Stretch
+from fedmt_flower.device.job import ROUND_KEYS, Job, JobResult, Stretch
 from fedmt_flower.device.metrics import read_metrics
 from fedmt_flower.device.pace import Pace
 from fedmt_flower.device.seeding import choose_kernels, seed_everything, seed_sequence
@@ -32,7 +33,6 @@ from fedmt_flower.errors import ConfigError, TaskError
 
 OnProgress = Callable[[Progress], None]
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-_ROUND_KEYS = frozenset({"round", "server_round", "server-round"})
 _PROGRESS_EVERY_S = 0.2
 _DETERMINISTIC = "deterministic"
 """A hyperparameter of every task: true takes only kernels that give the same bits each time."""
@@ -153,7 +153,7 @@ class TaskRuntime:
 
     def _setting(self, job: Job) -> dict[str, object]:
         """What model and data may ask for: all that stays the same from round to round."""
-        lasting = {name: value for name, value in job.parameters.items() if name not in _ROUND_KEYS}
+        lasting = {name: value for name, value in job.parameters.items() if name not in ROUND_KEYS}
         fixed = {"site": job.site, "seed": job.seed}
         return fixed | names(lasting) | {"device": self.device, "config": lasting}
 
@@ -317,7 +317,7 @@ class _Round:
             choose_kernels(bool(job.parameters[_DETERMINISTIC]))
         seed = seed_everything(seed_sequence(job.seed, job.round, job.site, self.runtime.task.name))
         fixed: dict[str, Any] = {"seed": seed, "round": job.round, "site": job.site}
-        config = fixed | dict(job.parameters)
+        config = fixed | adapted(self.runtime.task, job)
         return names(config) | {"server_round": job.round, "device": self.runtime.device, "config": config}
 
     @contextmanager
