@@ -31,6 +31,7 @@ from fedmt_flower.errors import ConfigError, expected_one_of
 DRIVERS = {
     "allocation": "the allocation schemes on the paper's three settings (Fig. 9)",
     "round": "whole rounds under chosen budgets, against every baseline and the exhaustive best",
+    "regret": "chosen schedules against the best of many tried (Fig. 7, Table III, Fig. 13)",
     "faults": "what fails on the GPU fails by name, and the next round works",
     "equality": "weights and rounds on the GPU, bit for bit",
     "federation": "two SuperNodes as two sites of one engine, on the GPU",
@@ -46,6 +47,7 @@ DRIVERS = {
 BUDGETS_S = {
     "allocation": 340.0,
     "round": 480.0,
+    "regret": 480.0,
     "faults": 60.0,
     "equality": 90.0,
     "federation": 400.0,

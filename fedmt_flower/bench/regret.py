@@ -1,0 +1,258 @@
+"""How near the chosen batch sizes and budgets come to the best of many that were tried (§ VI-H)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.mixes import BATCH, solo, synthetic_task
+from fedmt_flower.bench.models import choose
+from fedmt_flower.bench.planned import features
+from fedmt_flower.bench.regret_table import Trial, judge, markdown, trials
+from fedmt_flower.bench.result import Json, Result
+from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.device.survey import device_steps
+from fedmt_flower.domain.allocation import Objective
+from fedmt_flower.domain.profile import CoRunSample
+from fedmt_flower.domain.task import Task
+from fedmt_flower.planning.budgets import BudgetProblem
+from fedmt_flower.planning.search import solve
+from fedmt_flower.plots.fronts import Cloud, fronts_png
+
+CLAIM = "what the model chooses is as good as the best of many schedules that were tried"
+
+_FREE: Final = (32, 64, 128, 256)
+_PERCENTAGES: Final = tuple(float(percentage) for percentage in range(20, 101, 5))
+_PLACES: Final = {2: 12, 3: 8, 4: 6}
+"""Warm workers of each task by the number of tasks: their combinations are the schedules."""
+_OBJECTIVES: Final = (Objective.RAW, Objective.FAIRNESS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Tasks with the batch sizes that they may have, and what a model fitted for it must not have seen.
+
+    `unseen` names models: those of the whole mix leave out the samples of just that mix, one model leaves
+    out all samples with it.
+    """
+
+    models: tuple[str, ...]
+    batches: tuple[tuple[int, ...], ...]
+    unseen: tuple[str, ...] = ()
+
+    def keeps(self, sample: CoRunSample) -> bool:
+        """Whether a model that plans for the setting may be fitted to `sample`."""
+        names = {task.task for task in sample.tasks}
+        return names.isdisjoint(self.unseen) if len(self.unseen) == 1 else names != set(self.unseen)
+
+
+SETTINGS: Final = {
+    "III.1": Setting(models=("R50", "V16"), batches=((128,), (32,)), unseen=("R50", "V16")),
+    "III.2": Setting(models=("R50", "V16", "M3", "D121"), batches=((128,),) * 4),
+    "III.3": Setting(models=("R50", "M3"), batches=((128,), (512,)), unseen=("R50", "M3")),
+    "III.4": Setting(models=("R50", "V16", "M3", "D121"), batches=((32,),) * 4),
+    "heavy": Setting(models=("D121", "V16", "R101"), batches=(_FREE,) * 3, unseen=("D121", "V16", "R101")),
+    "light": Setting(models=("R18", "M3", "S2"), batches=(_FREE,) * 3, unseen=("R18", "M3", "S2")),
+    "hybrid": Setting(models=("R50", "V16", "M3"), batches=(_FREE,) * 3, unseen=("M3",)),
+    "shallow": Setting(models=("R34", "AX", "S2"), batches=(_FREE,) * 3, unseen=("R34",)),
+}
+"""Table III's four, with its batch sizes, and four whose batch sizes are free."""
+
+Place = tuple[int, float]
+"""A batch size (samples) and a budget (%)."""
+Schedule = tuple[Place, ...]
+
+
+def settings(quick: bool) -> dict[str, Json]:
+    """What the driver runs with."""
+    names = ["III.1"] if quick else list(SETTINGS)
+    return {
+        "settings": {
+            name: {
+                "models": list(SETTINGS[name].models),
+                "batches": [list(batches) for batches in _batches(name, quick)],
+                "unseen": list(SETTINGS[name].unseen),
+            }
+            for name in names
+        },
+        "batch": 8 if quick else BATCH,
+        "schedules": 5 if quick else 125,
+        "top": 2 if quick else 5,
+        "repeats": 2 if quick else 5,
+        "quick": quick,
+    }
+
+
+def run(bench: Bench) -> bool:
+    """Try every setting's schedules, one setting after the other; then ours beside the best of them."""
+    names, complete = list(bench.settings["settings"]), True
+    with bench.profiler() as profiler:
+        for name in names:
+            complete &= _Study(bench, profiler, name).run()
+            profiler.dismiss()
+    found = list(trials(bench.recorder.samples, names))
+    if found:
+        bench.picture(_picture(found))
+    bench.bars += judge(found)
+    return complete
+
+
+def report(result: Result) -> str:
+    """A row for each setting, in Markdown."""
+    return markdown(result)
+
+
+class _Study:
+    """One setting."""
+
+    def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
+        self._bench, self._profiler, self._name = bench, profiler, name
+        self._batches = _batches(name, bench.options.quick)
+        batch = int(bench.settings["batch"])
+        self._tasks = tuple(
+            synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name].models
+        )
+
+    def run(self) -> bool:
+        """Take what is missing; whether nothing is missing then."""
+        recorder, repeats = self._bench.recorder, int(self._bench.settings["repeats"])
+        final = f"{self._name} | final"
+        if recorder.has_all([final], repeats):
+            return True
+        if recorder.left_s <= 0:
+            return False
+        chosen = recorder.take(f"{self._name} | chosen", self._choose)
+        schedules = self._schedules()
+        self._prepare(schedules)
+        tried = {f"{self._name} | {text(schedule)}": schedule for schedule in schedules}
+        for cell, repeat in recorder.interleave(list(tried), 1):
+            taken = self._profiler.measure(self._probes(tried[cell]))
+            recorder.add(cell, repeat, {"rates": _rounded(taken.rates)}, taken.spoiled)
+        if not recorder.has_all(list(tried), 1):
+            return False
+        contenders = [*(parse(words) for words in chosen["ours"].values()), *self._best(tried)]
+        contenders = list(dict.fromkeys(contenders))
+        self._prepare(contenders)
+        for cell, repeat in recorder.interleave([final], repeats):
+            self._run_all(cell, repeat, contenders)
+        return recorder.has_all([final], repeats)
+
+    def _choose(self) -> dict[str, Json]:
+        """Our schedule for each objective, by a model that has not seen what the setting says."""
+        setting = SETTINGS[self._name]
+        planning = choose(self._bench.options, setting.keeps)
+        device, known = features(self._bench, self._profiler, self._tasks)
+        ours, predicted = {}, {}
+        for objective in _OBJECTIVES:
+            problem = BudgetProblem(
+                device=device,
+                tasks=tuple(known[task.name] for task in self._tasks),
+                batches=self._batches,
+                levels=(self._levels(),) * len(self._tasks),
+                objective=objective,
+            )
+            found = solve(problem, planning.model)
+            ours[objective] = text(tuple(zip(found.batches, found.budgets, strict=True)))
+            predicted[objective] = found.score
+        return {
+            "model": planning.origin,
+            "ours": ours,
+            "predicted": predicted,
+            "solo": {name: task.solo_rate for name, task in known.items()},
+        }
+
+    def _levels(self) -> tuple[float, ...]:
+        """The device's own steps, up to a hundredth of a per cent, as a schedule's text has them."""
+        return tuple(
+            math.ceil(100.0 * step) / 100.0 for step in device_steps(self._profiler.backend, _PERCENTAGES)
+        )
+
+    def _schedules(self) -> list[Schedule]:
+        """{Bᵢ, Rᵢ} drawn jointly, from a few places of each task; always the same for one setting."""
+        generator = np.random.default_rng(list(SETTINGS).index(self._name))
+        count = _PLACES[len(self._tasks)]
+        own = []
+        for batches in self._batches:
+            places = list(itertools.product(batches, self._levels()))
+            generator.shuffle(places)
+            own.append([(int(batch), float(budget)) for batch, budget in places[:count]])
+        every = list(itertools.product(*own))
+        kept = generator.permutation(len(every))[: int(self._bench.settings["schedules"])]
+        return [every[i] for i in sorted(kept)]
+
+    def _best(self, tried: Mapping[str, Schedule]) -> list[Schedule]:
+        """The best schedules of the first look, for each objective."""
+        trial = next(trials(self._bench.recorder.samples, [self._name], finished=False))
+        top = int(self._bench.settings["top"])
+        return [
+            tried[f"{self._name} | {words}"]
+            for objective in _OBJECTIVES
+            for words in trial.ranked(objective)[:top]
+        ]
+
+    def _run_all(self, cell: str, repeat: int, contenders: Sequence[Schedule]) -> None:
+        """One repeat of every contender and of every task alone, in a new order.
+
+        Together they are one sample: never a part of them on another day or machine.
+        """
+        alone = {task.name: (solo(self._profiler, task),) for task in self._tasks}
+        runs = {text(schedule): self._probes(schedule) for schedule in contenders} | alone
+        order = list(runs)
+        random.Random(f"{cell} {repeat}").shuffle(order)
+        taken = {name: self._profiler.measure(runs[name]) for name in order}
+        values: dict[str, Json] = {
+            "rates": {name: _rounded(taken[name].rates) for name in runs if name not in alone},
+            "solo": {name: round(taken[name].rates[0], 1) for name in alone},
+        }
+        flags = [f"{name}: {what}" for name in order for what in taken[name].spoiled]
+        self._bench.recorder.add(cell, repeat, values, flags)
+
+    def _prepare(self, schedules: Sequence[Schedule]) -> None:
+        self._profiler.prepare([probe for schedule in schedules for probe in self._probes(schedule)])
+
+    def _probes(self, schedule: Schedule) -> tuple[Probe, ...]:
+        return tuple(
+            Probe(_at(task, batch), self._profiler.seat(budget))
+            for task, (batch, budget) in zip(self._tasks, schedule, strict=True)
+        )
+
+
+def text(schedule: Schedule) -> str:
+    """A schedule as its cells name it: batch size and budget of each task, ``128@60+32@100``."""
+    return "+".join(f"{batch}@{budget:g}" for batch, budget in schedule)
+
+
+def parse(words: str) -> Schedule:
+    """What `text` wrote."""
+    pairs = (place.split("@") for place in words.split("+"))
+    return tuple((int(batch), float(budget)) for batch, budget in pairs)
+
+
+def _at(task: Task, batch: int) -> Task:
+    return replace(task, parameters={**task.parameters, "batch_size": batch})
+
+
+def _batches(name: str, quick: bool) -> tuple[tuple[int, ...], ...]:
+    return ((4, 8),) * len(SETTINGS[name].models) if quick else SETTINGS[name].batches
+
+
+def _rounded(rates: Sequence[float]) -> list[float]:
+    return [round(rate, 1) for rate in rates]
+
+
+def _picture(found: Sequence[Trial]) -> bytes:
+    clouds = {
+        trial.name: Cloud(
+            points=[trial.point(words) for words in trial.tried],
+            marked={f"ours, {objective}": trial.point(trial.ours[objective]) for objective in _OBJECTIVES},
+        )
+        for trial in found
+    }
+    return fronts_png(clouds, x_label="Σ Pᵢ (samples/s)", y_label="P_f (Eq. 2)")
