@@ -16,7 +16,7 @@ from fedmt_flower.cli.tables import plural
 from fedmt_flower.device.samples import read_samples
 from fedmt_flower.domain.profile import CoRunSample
 from fedmt_flower.errors import ConfigError
-from fedmt_flower.planning import comparison, evaluation
+from fedmt_flower.planning import comparison, evaluation, trivial
 from fedmt_flower.planning.analytic import AnalyticModel
 from fedmt_flower.planning.regression import Fit
 from fedmt_flower.planning.workload import Workload, fit_workload, step_times
@@ -95,8 +95,8 @@ def hold_out_errors(samples: Sequence[CoRunSample], threads: int) -> dict[str, d
         "polynomial": comparison.fit_polynomial,
         "neural net": comparison.fit_neural_net,
         "analytic": lambda _: AnalyticModel(),
-        "solo × budget": lambda _: comparison.ProportionalModel(),
-        "equal slowdown": lambda _: comparison.EqualSlowdownModel(),
+        "solo × budget": lambda _: trivial.ProportionalModel(),
+        "equal slowdown": lambda _: trivial.EqualSlowdownModel(),
     }
     errors: dict[str, dict[str, float]] = {}
     for split, splitter in _SPLITS.items():

@@ -7,7 +7,7 @@ import msgspec
 from fedmt_flower.device.job import Job, JobResult
 from fedmt_flower.device.seat import Seat
 from fedmt_flower.device.steps import Kernel, Step
-from fedmt_flower.domain.profile import DeviceFeatures
+from fedmt_flower.domain.profile import DeviceFeatures, StepKind
 from fedmt_flower.domain.round import RoundOrder, RoundReport
 from fedmt_flower.domain.task import Task
 
@@ -48,23 +48,38 @@ class Do(Frame, frozen=True, kw_only=True):
     job: Job
 
 
+class Appraise(Frame, frozen=True, kw_only=True):
+    """To a worker: load the data of a job's site, and tell what there is to do."""
+
+    job: Job
+
+
 class Rehearse(Frame, frozen=True, kw_only=True):
     """To a worker: take `steps` training steps of a job, and keep all that they need for measurements.
 
-    `autotune` lets cuDNN time its algorithms for every new shape.
+    `autotune` says whether cuDNN times its algorithms for every new shape; None leaves that as it is.
     """
 
     job: Job
     steps: int
-    autotune: bool
+    autotune: bool | None = None
 
 
 class Describe(Frame, frozen=True, kw_only=True):
-    """To a rehearsed worker: count what a step costs, and see what the seat's device can do."""
+    """To a rehearsed worker: count what a step costs and, if asked, see what the seat's device can do.
+
+    A worker whose task has no steps counts one pass of `job`, with batches of `batch` samples, instead.
+    """
+
+    device: bool = True
+    job: Job | None = None
+    batch: int = 0
 
 
 class Rest(Frame, frozen=True, kw_only=True):
-    """To a rehearsed worker: give memory back until the next rehearsal, which need not be set up again."""
+    """To a worker: give memory back; unless it is to `forget`, a next rehearsal need not be set up again."""
+
+    forget: bool = False
 
 
 class Measure(Frame, frozen=True, kw_only=True):
@@ -112,6 +127,19 @@ class Failed(Frame, frozen=True, kw_only=True):
     error: str
 
 
+class Appraised(Frame, frozen=True, kw_only=True):
+    """From a worker: its task on a site.
+
+    `samples` are those that a round trains on, E·Dᵢ, `examples` Dᵢ, `batch` is its own batch size, which a
+    plan may change if it `adapts`.
+    """
+
+    samples: int
+    examples: int
+    batch: int
+    adapts: bool
+
+
 class Rehearsed(Frame, frozen=True, kw_only=True):
     """From a worker: its steps are warm.
 
@@ -125,11 +153,13 @@ class Rehearsed(Frame, frozen=True, kw_only=True):
 
 
 class Described(Frame, frozen=True, kw_only=True):
-    """From a worker: `flops` and `traffic` (bytes) per sample, and the device."""
+    """From a worker: `flops` and `traffic` (bytes) per sample, the kind of step that its task takes, and the
+    device if that was asked for."""
 
     flops: float
     traffic: float
-    device: DeviceFeatures
+    device: DeviceFeatures | None
+    step: StepKind = StepKind.EAGER
 
 
 class Rested(Frame, frozen=True, kw_only=True):
@@ -241,8 +271,20 @@ class Metrics(Frame, frozen=True, kw_only=True):
 
 ToZygote = msgspec.json.Decoder(Fork)
 FromZygote: msgspec.json.Decoder[Loaded | Forked | Failed] = msgspec.json.Decoder(Loaded | Forked | Failed)
-Orders = Begin | Do | Rehearse | Describe | Rest | Measure | Cover | Trace | Leave
-Answers = Ready | Advanced | Done | Rehearsed | Described | Rested | Measured | Covered | Traced | Failed
+Orders = Begin | Do | Appraise | Rehearse | Describe | Rest | Measure | Cover | Trace | Leave
+Answers = (
+    Ready
+    | Advanced
+    | Done
+    | Appraised
+    | Rehearsed
+    | Described
+    | Rested
+    | Measured
+    | Covered
+    | Traced
+    | Failed
+)
 ToWorker: msgspec.json.Decoder[Orders] = msgspec.json.Decoder(Orders)
 FromWorker: msgspec.json.Decoder[Answers] = msgspec.json.Decoder(Answers)
 Questions = Hello | Run | Inquire | Scrape

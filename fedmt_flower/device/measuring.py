@@ -13,6 +13,8 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from fedmt_flower.device.faults import describe
 from fedmt_flower.device.features import device_features, step_cost
 from fedmt_flower.device.frames import (
+    Appraise,
+    Appraised,
     Cover,
     Covered,
     Describe,
@@ -27,22 +29,23 @@ from fedmt_flower.device.frames import (
     Trace,
     Traced,
 )
+from fedmt_flower.device.inspection import appraise, pass_of
 from fedmt_flower.device.job import Job
+from fedmt_flower.device.pace import AHEAD
 from fedmt_flower.device.runtime import TaskRuntime
 from fedmt_flower.device.steps import Kernel, Step
+from fedmt_flower.device.trainer import Loop
+from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.errors import TaskError
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 2
-"""Steps that the host may queue before the device has finished them: enough to keep it busy, and few enough
-that the moment when the host learns of a step's end is the moment when it ended."""
 _LONGEST_NAME = 64
 """Characters of a kernel's name that are kept: template arguments go on for hundreds."""
 
 
-Order = Rehearse | Describe | Rest | Measure | Cover | Trace
-Answer = Rehearsed | Described | Rested | Measured | Covered | Traced
+Order = Appraise | Rehearse | Describe | Rest | Measure | Cover | Trace
+Answer = Appraised | Rehearsed | Described | Rested | Measured | Covered | Traced
 
 
 class Measurer:
@@ -63,16 +66,25 @@ class Measurer:
             text = str(error) if isinstance(error, TaskError) else f"task {task!r}: {describe(error)}"
             return Failed(error=text)
 
+    def forget(self) -> None:
+        """Let go of what the last rehearsal left: a round takes the task's model, and memory for its own."""
+        self._stepper = self._job = None
+
     def _do(self, order: Order) -> Answer:
-        if isinstance(order, Rehearse):
-            return self._rehearse(order)
+        match order:
+            case Appraise(job=job):
+                return appraise(self._runtime, job)
+            case Rehearse():
+                return self._rehearse(order)
+            case Describe():
+                return self._describe(order)
+            case Rest(forget=forget):
+                if forget:
+                    self.forget()
+                return self._rest()
         if self._stepper is None:
             raise TaskError(f"task {self._runtime.task.name!r}: asked to measure before any rehearsal")
         match order:
-            case Describe():
-                return self._describe(self._stepper)
-            case Rest():
-                return self._rest()
             case Measure(start=start, end=end):
                 return Measured(steps=self._stepper.during(start, end))
             case Cover(start=start, samples=samples):
@@ -83,11 +95,17 @@ class Measurer:
 
     def _rehearse(self, order: Rehearse) -> Rehearsed:
         began = time.monotonic()
-        torch.backends.cudnn.benchmark = order.autotune
+        if order.autotune is not None:
+            torch.backends.cudnn.benchmark = order.autotune
+        on_gpu = self._runtime.device.type == "cuda"
         if self._stepper is None or self._job != order.job:
+            self.forget()
+            if on_gpu:
+                # What the last rehearsal held shall not count for this one.
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(self._runtime.device)
             self._stepper, self._job = Stepper(self._runtime, order.job), order.job
         self._stepper.rehearse(order.steps)
-        on_gpu = self._runtime.device.type == "cuda"
         return Rehearsed(
             seconds=time.monotonic() - began,
             memory_bytes=torch.cuda.max_memory_reserved() if on_gpu else 0,
@@ -99,13 +117,23 @@ class Measurer:
             },
         )
 
-    def _describe(self, stepper: Stepper) -> Described:
-        cost = step_cost(stepper.step)
-        device = device_features(self._runtime.device)
+    def _describe(self, order: Describe) -> Described:
+        stepper, job = self._stepper, order.job
+        if stepper is not None:
+            cost = step_cost(stepper.plain_step)
+        elif job is not None:
+            cost = step_cost(lambda: pass_of(self._runtime, job, order.batch))
+        else:
+            raise TaskError(f"task {self._runtime.task.name!r}: asked to describe before any rehearsal")
+        device = device_features(self._runtime.device) if order.device else None
+        step = StepKind.EAGER if stepper is None else stepper.kind
         self._rest()
-        return Described(flops=cost.flops, traffic=cost.traffic, device=device)
+        return Described(flops=cost.flops, traffic=cost.traffic, device=device, step=step)
 
     def _rest(self) -> Rested:
+        if self._stepper is not None:
+            self._stepper.release()
+        self._runtime.release()
         if self._runtime.device.type == "cuda":
             torch.cuda.empty_cache()
         return Rested()
@@ -121,7 +149,19 @@ class Stepper:
     def __init__(self, runtime: TaskRuntime, job: Job) -> None:
         self._device = runtime.device
         self._trainer = runtime.trainer(job)
-        self.step = self._trainer.step
+        ours = self._trainer if isinstance(self._trainer, Loop) else None
+        self._ours = ours
+        self.plain_step = ours.plain_step if ours else self._trainer.step
+
+    @property
+    def kind(self) -> StepKind:
+        """How the steps taken last reached the device."""
+        return self._ours.step_kind if self._ours else StepKind.EAGER
+
+    def release(self) -> None:
+        """Give back memory that the next step can take again."""
+        if self._ours:
+            self._ours.release()
 
     def rehearse(self, steps: int) -> None:
         """Take `steps` steps and wait for them: memory is then held and every kernel chosen."""
@@ -175,7 +215,7 @@ class Stepper:
                 break
             used, taken = used + size, taken + 1
             pending.append((self._mark(), size))
-            if len(pending) > _AHEAD:
+            if len(pending) > AHEAD:
                 yield _finish(*pending.popleft())
         while pending:
             yield _finish(*pending.popleft())

@@ -152,9 +152,9 @@ class Survey:
 
     def _describe(self, task: str) -> None:
         said = self._profiler.describe(self._probe(Place(task, self._subjects[task].reference, 100.0)))
-        if not self._file.described:
+        if not self._file.described and said.device is not None:
             self._file.add(samples.Device(features=said.device))
-        self._file.add(samples.Task(task=task, flops=said.flops, traffic=said.traffic))
+        self._file.add(samples.Task(task=task, flops=said.flops, traffic=said.traffic, step=said.step))
 
     def _take(self, setting: Setting) -> None:
         names = tuple(place.task for place in setting)

@@ -19,6 +19,7 @@ from fedmt_flower.device.contract import Progress
 from fedmt_flower.device.faults import describe
 from fedmt_flower.device.frames import (
     Advanced,
+    Appraise,
     Begin,
     Cover,
     Describe,
@@ -71,8 +72,9 @@ def serve(channel: ToEngine) -> int:
     while (received := channel.receive()) is not None:
         match received.frame:
             case Do(job=job):
+                measurer.forget()
                 _do(job, received.fds[0], runtime, channel)
-            case Rehearse() | Describe() | Rest() | Measure() | Cover() | Trace() as order:
+            case Appraise() | Rehearse() | Describe() | Rest() | Measure() | Cover() | Trace() as order:
                 channel.send(measurer.answer(order))
             case _:
                 break

@@ -25,6 +25,8 @@ class Forecast:
         Samples/s of each task while all tasks run.
     constant_s
         The makespan if each task kept that rate throughout: the paper's Dᵢ/Pᵢ.
+    basis
+        What the prediction rests on, in a few words.
     """
 
     makespan_s: float
@@ -32,6 +34,7 @@ class Forecast:
     timeline: tuple[Span, ...]
     rates: Mapping[str, float]
     constant_s: float
+    basis: str = ""
 
     @property
     def gap(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -10,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from fedmt_flower.domain.coordination import Batching, BatchRules
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.budgets import BudgetPlan, BudgetProblem
 from fedmt_flower.planning.search import solve
@@ -63,6 +65,16 @@ def valid_batches(
             f"(it has {examples} examples); allow another size"
         )
     return tuple(size for size in valid if size == 1 or examples % size != 1) or tuple(valid)
+
+
+def batch_choices(rules: BatchRules, own: int) -> tuple[int, ...]:
+    """The batch sizes that `rules` offer a task whose own is `own`; see `BatchRules`."""
+    if rules.choices:
+        return tuple(sorted(set(rules.choices)))
+    if rules.policy is Batching.FIXED:
+        return (own,)
+    least, most = max(0, math.ceil(math.log2(own / 4))), math.floor(math.log2(own * 4))
+    return tuple(2**power for power in range(least, most + 1))
 
 
 def mismatch(loads: Array, batches: Array) -> Array:

@@ -13,7 +13,7 @@ from fedmt_flower.domain.network import Overlap
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.bounds import lower_bound
 from fedmt_flower.planning.rates import Index, RateTable
-from fedmt_flower.planning.simulator import Jobs, simulate
+from fedmt_flower.planning.simulator import Jobs, alone, simulate
 from fedmt_flower.planning.throughput import Array, Mask
 
 EXACT: Final = 5
@@ -87,8 +87,8 @@ def plan_order(
     """
     n = len(jobs.names)
     given = np.arange(n)
-    alone = table.rates[table.steps(choice), given]
-    ranked = np.argsort(-(jobs.samples / alone if workloads is None else workloads), kind="stable")
+    solo_s = jobs.samples / alone(table, choice)
+    ranked = np.argsort(-(solo_s if workloads is None else workloads), kind="stable")
     settings = table.fastest() if overlap is Overlap.FLEXIBLE else _of(table, choice).rates
     bound = lower_bound(jobs, settings, overlap)
     if overlap is not Overlap.FLEXIBLE:
@@ -101,7 +101,7 @@ def plan_order(
         choices = np.indices((table.choices,) * n).reshape(n, -1).T
         search.visit(np.repeat(orders, len(choices), axis=0), np.tile(choices, (len(orders), 1)))
     else:
-        heavy_last = np.argsort(-(jobs.samples / alone + jobs.up_s), kind="stable")
+        heavy_last = np.argsort(-(solo_s + jobs.up_s), kind="stable")
         search.climb(np.stack([given, ranked, heavy_last]), choice)
     return OrderPlan(
         order=search.order,

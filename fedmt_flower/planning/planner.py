@@ -22,7 +22,7 @@ from fedmt_flower.planning.rates import Index, RateTable, states
 from fedmt_flower.planning.reallocation import Reallocation, RoundSetup, hold, reallocate
 from fedmt_flower.planning.refinement import refine, settle
 from fedmt_flower.planning.search import solve
-from fedmt_flower.planning.simulator import Jobs, simulate, timeline
+from fedmt_flower.planning.simulator import Jobs, alone, simulate, timeline
 from fedmt_flower.planning.throughput import Array, Mask, ThroughputModel
 from fedmt_flower.planning.workload import Workload
 
@@ -52,6 +52,8 @@ class PlanRequest:
         δ of Algorithm 1, in [0, 1).
     workload
         Eq. 3 fitted on this device, for `Overlap.WORKLOAD`; None ranks by solo time.
+    sharing
+        How the tasks share the device; with `IN_TURN` the model's rates count where one computes alone.
     reallocates
         Whether budgets may change when a task starts or ends: only if all tasks are stepped.
     handover_s
@@ -67,6 +69,7 @@ class PlanRequest:
     epsilon: float = 0.5
     delta: float = 0.2
     workload: Workload | None = None
+    sharing: Sharing = Sharing.CAPPED
     reallocates: bool = False
     handover_s: float = 0.01
 
@@ -124,7 +127,7 @@ def plan_device_round(request: PlanRequest, model: ThroughputModel) -> PlannedRo
         model=model,
         device=problem.device,
         tasks=problem.tasks,
-        jobs=Jobs.over(request.volumes, request.link),
+        jobs=Jobs.over(request.volumes, request.link, in_turn=request.sharing is Sharing.IN_TURN),
         batches=batches,
         levels=problem.levels,
         most=problem.virtual_resource[1],
@@ -239,6 +242,7 @@ def _planned(
     names, table = setup.jobs.names, found.table
     settings = table.steps(order.choice)
     full = settings.sum()
+    rates = alone(table, order.choice) if setup.jobs.in_turn else table.rates[full]
     times, constant = (
         simulate(setup.jobs, table, order.order, order.choice, overlap=request.overlap, constant_rates=kept)
         for kept in (False, True)
@@ -253,12 +257,12 @@ def _planned(
         for i in order.order
     )
     return PlannedRound(
-        plan=RoundPlan(tasks=plans, sharing=Sharing.CAPPED),
+        plan=RoundPlan(tasks=plans, sharing=request.sharing),
         forecast=Forecast(
             makespan_s=float(times.makespan[0]),
             lower_bound_s=min(bound, float(times.makespan[0])),
             timeline=timeline(setup.jobs, times),
-            rates={name: float(rate) for name, rate in zip(names, table.rates[full], strict=True)},
+            rates={name: float(rate) for name, rate in zip(names, rates, strict=True)},
             constant_s=float(constant.makespan[0]),
         ),
         budgets=_by_set(names, settings, found.budgets) if request.reallocates else {},

@@ -1,9 +1,9 @@
 """Rounds on a virtual clock: downloads, computation at shared rates, uploads; thousands at once.
 
 Downloads run back to back in the start order π. A task computes once its weights are in, at the rate that
-the set of tasks then computing leaves it. Uploads run one at a time, first finished first. Where both
-directions share the link (half duplex, or `Overlap.SERIAL`) downloads go before uploads, so uploads wait
-for the last download.
+the set of tasks then computing leaves it; where tasks compute in turn, at its rate alone once those before
+it have computed. Uploads run one at a time, first finished first. Where both directions share the link
+(half duplex, or `Overlap.SERIAL`) downloads go before uploads, so uploads wait for the last download.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Jobs:
         Seconds for which each download and upload holds the link; shape (n,).
     full_duplex
         Whether a download and an upload run at once.
+    in_turn
+        Whether one task computes at a time, in the start order.
     """
 
     names: tuple[str, ...]
@@ -41,9 +43,10 @@ class Jobs:
     down_s: Array
     up_s: Array
     full_duplex: bool = True
+    in_turn: bool = False
 
     @classmethod
-    def over(cls, volumes: Sequence[Volume], link: Link | None) -> Jobs:
+    def over(cls, volumes: Sequence[Volume], link: Link | None, *, in_turn: bool = False) -> Jobs:
         """The jobs of `volumes` over `link`; None: transfers take no time."""
         return cls(
             names=tuple(volume.task for volume in volumes),
@@ -51,6 +54,7 @@ class Jobs:
             down_s=np.array([link.download_s(v.download_bytes) if link else 0.0 for v in volumes]),
             up_s=np.array([link.upload_s(v.upload_bytes) if link else 0.0 for v in volumes]),
             full_duplex=link is None or link.full_duplex,
+            in_turn=in_turn,
         )
 
 
@@ -58,7 +62,8 @@ class Jobs:
 class Times:
     """Seconds since the round's start; shape (k, n), tasks in the order of `Jobs`.
 
-    A task waits from `ready` (downloaded) only where the round is phased: `started` is when it computes.
+    A task waits from `ready` (downloaded) to `started`, when it computes, where the round is phased or the
+    tasks compute in turn.
     """
 
     ready: Array
@@ -107,7 +112,9 @@ def simulate(
     downloaded = jobs.down_s.sum()
     started = np.full_like(ready, downloaded) if overlap is Overlap.OFF else ready
     settings = table.steps(choice).T
-    if constant_rates:
+    if jobs.in_turn:
+        started, computed = _in_turn(order, started, jobs.samples / alone(table, choice))
+    elif constant_rates:
         computed = started + jobs.samples[:, None] / table.rates[settings.sum(axis=0)].T
     else:
         left = np.repeat(jobs.samples[:, None], ready.shape[1], axis=1)
@@ -120,6 +127,22 @@ def simulate(
         free = np.zeros(ready.shape[1])
     uploaded = upload(jobs.up_s[:, None], order.T, computed, free)
     return Times(ready=ready.T, started=started.T, computed=computed.T, uploaded=uploaded.T)
+
+
+def alone(table: RateTable, choice: Index) -> Array:
+    """Each task's rate while no other computes, with its setting in `choice`; shape of `choice`, (…, n)."""
+    return np.asarray(table.rates[table.steps(choice), np.arange(choice.shape[-1])])
+
+
+def _in_turn(order: Index, ready: Array, lasts: Array) -> tuple[Array, Array]:
+    """When each task starts and has computed, one at a time in `order`, shape (k, n); shapes (n, k)."""
+    started, computed = np.empty_like(ready), np.empty_like(ready)
+    rows = np.arange(len(order))
+    free = np.zeros(len(order))
+    for task in order.T:
+        started[task, rows] = np.maximum(free, ready[task, rows])
+        free = computed[task, rows] = started[task, rows] + lasts[rows, task]
+    return started, computed
 
 
 def drain(

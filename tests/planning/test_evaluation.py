@@ -3,8 +3,6 @@ import pytest
 from fedmt_flower.domain.profile import CoRunSample
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.comparison import (
-    EqualSlowdownModel,
-    ProportionalModel,
     fit_log_linear,
     fit_neural_net,
     fit_polynomial,
@@ -16,6 +14,7 @@ from fedmt_flower.planning.evaluation import (
     leave_one_model_out,
     within_mixes,
 )
+from fedmt_flower.planning.trivial import EqualSlowdownModel, ProportionalModel
 from fedmt_flower.planning.xgboost_model import fit_xgboost
 
 

@@ -1,0 +1,144 @@
+"""What a task is on its device before it is planned: its cost, and its speed alone.
+
+The functions here give orders to a worker, one after the other, and are sent its answers; somebody else
+carries them. So the engine's workers and a task of the calling process are measured by the same code.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
+
+from fedmt_flower.device.frames import (
+    Answers,
+    Describe,
+    Described,
+    Measure,
+    Measured,
+    Orders,
+    Rehearse,
+    Rehearsed,
+    Rest,
+)
+from fedmt_flower.device.job import Job
+from fedmt_flower.device.steps import Step
+from fedmt_flower.domain.profile import DeviceFeatures
+from fedmt_flower.errors import TaskError
+
+log = logging.getLogger(__name__)
+
+ENDLESS: Final = 1_000_000
+"""Epochs, so that steps do not end by themselves."""
+_REHEARSAL: Final = 2
+"""Steps after which memory is held and kernels are chosen."""
+_LEAD_S: Final = 0.01
+_SETTLE_S: Final = 0.05
+_LENGTH_S: Final = 0.25
+_LONGEST_S: Final = 2.0
+_STEPS: Final = 4
+
+T = TypeVar("T")
+Steps = Generator[Orders, Answers, T]
+"""Orders to a worker out, its answers in; a TaskError is raised where the worker could not do it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """A task alone on a device.
+
+    Parameters
+    ----------
+    flops, traffic
+        fᵢ and mᵢ per sample; see `TaskFeatures`.
+    device
+        The device, if that was asked for.
+    speeds
+        Rates in samples/s by batch size, with the whole device.
+    share
+        See `TaskFeatures.quarter_share`.
+    memory
+        Bytes of the device's memory that torch held, by batch size; 0 on CPUs.
+    """
+
+    flops: float
+    traffic: float
+    device: DeviceFeatures | None = None
+    speeds: Mapping[int, float] = field(default_factory=dict)
+    share: float = 0.5
+    memory: Mapping[int, int] = field(default_factory=dict)
+
+
+def examine(job: Job, own: int, sizes: Iterable[int], *, device: bool) -> Steps[Examined]:
+    """Measure a stepped task: its cost at the batch size `own`, its speed at that and at all `sizes`.
+
+    A size that cannot be trained with, because memory does not suffice, is left out.
+    """
+    speeds: dict[int, float] = {}
+    memory: dict[int, int] = {}
+    described: Described | None = None
+    for size in dict.fromkeys([own, *sizes]):
+        try:
+            rehearsed = expect(Rehearsed, (yield _rehearsal(job, size)))
+            if described is None:
+                described = expect(Described, (yield Describe(device=device)))
+            speeds[size] = yield from _speed()
+        except TaskError as error:
+            if size == own:
+                raise
+            log.warning("batches of %d are left out: %s", size, error)
+            continue
+        memory[size] = rehearsed.memory_bytes
+    yield Rest(forget=True)
+    assert described is not None
+    return Examined(
+        flops=described.flops,
+        traffic=described.traffic,
+        device=described.device,
+        speeds=speeds,
+        memory=memory,
+    )
+
+
+def time_alone(job: Job, own: int) -> Steps[float]:
+    """Measure a stepped task's rate in samples/s, in whatever seat its worker has."""
+    expect(Rehearsed, (yield _rehearsal(job, own)))
+    rate = yield from _speed()
+    yield Rest(forget=True)
+    return rate
+
+
+def expect(kind: type[T], answer: object) -> T:
+    """`answer`, which should be of that kind; TaskError if it is not."""
+    if not isinstance(answer, kind):
+        raise TaskError(f"a worker answered with {type(answer).__name__}, expected {kind.__name__}")
+    return answer
+
+
+def _rehearsal(job: Job, size: int) -> Rehearse:
+    parameters = {**job.parameters, "epochs": ENDLESS, "batch_size": size}
+    return Rehearse(job=replace(job, parameters=parameters), steps=_REHEARSAL)
+
+
+def _speed() -> Steps[float]:
+    """The rate over a quarter of a second, or over as long as a few steps take."""
+    length = _LENGTH_S
+    while True:
+        start = time.monotonic() + _LEAD_S
+        answer = yield Measure(start=start, end=start + _SETTLE_S + length)
+        steps = expect(Measured, answer).steps
+        settled = [step for step in steps if step.finished >= start + _SETTLE_S]
+        if len(settled) > _STEPS or length >= _LONGEST_S:
+            return rate_since(start, settled if len(settled) > 1 else steps)
+        length = min(2 * length, _LONGEST_S)
+
+
+def rate_since(start: float, steps: Sequence[Step]) -> float:
+    """Samples/s from the end of the first step to the end of the last; of a single one, since `start`."""
+    if not steps:
+        raise TaskError("no training step ended in time")
+    if len(steps) == 1:
+        return steps[0].samples / (steps[0].finished - start)
+    return sum(step.samples for step in steps[1:]) / (steps[-1].finished - steps[0].finished)

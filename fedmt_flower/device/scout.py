@@ -1,0 +1,293 @@
+"""Finds out what a plan has to know of tasks, on the engine's own workers; each thing once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+from fedmt_flower.device.appraisal import Examined, Steps, examine, expect, time_alone
+from fedmt_flower.device.backends import DeviceBackend
+from fedmt_flower.device.frames import Appraise, Appraised, Describe, Described, Rest
+from fedmt_flower.device.job import ROUND_KEYS, Job, job_of
+from fedmt_flower.device.pool import Pool
+from fedmt_flower.device.seat import Seat
+from fedmt_flower.device.survey import PERCENTAGES, QUARTER, device_steps
+from fedmt_flower.device.worker_handle import WorkerHandle
+from fedmt_flower.domain.device import Backend
+from fedmt_flower.domain.network import Volume
+from fedmt_flower.domain.plan import Sharing, TaskPlan
+from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
+from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport
+from fedmt_flower.domain.task import Task, TaskKind
+from fedmt_flower.errors import EngineError, TaskError
+from fedmt_flower.planning.features import quarter_share
+from fedmt_flower.planning.framing import DeviceFacts, TaskFacts, offered_batches
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S: Final = 120.0
+"""Seconds for one task; a step on a CPU may take some."""
+_KEPT: Final = 512
+_FILL: Final = 0.93
+"""Part of a GPU's memory that plans may use; the rest is for what nobody accounts for."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known before a round is planned; `unknown` has the tasks of which too little is, and why."""
+
+    device: DeviceFacts
+    tasks: tuple[TaskFacts, ...]
+    unknown: Mapping[str, str]
+
+
+class Scout:
+    """Looks at the tasks of a device's rounds before they are planned.
+
+    Parameters
+    ----------
+    backend, pool
+        The device and its workers, which keep what they load for it.
+    """
+
+    def __init__(self, backend: DeviceBackend, pool: Pool) -> None:
+        self._backend = backend
+        self._pool = pool
+        self._device: DeviceFeatures | None = None
+        self._levels: tuple[float, ...] = ()
+        self._appraised: OrderedDict[str, Appraised] = OrderedDict()
+        self._examined: OrderedDict[str, Examined] = OrderedDict()
+        self._held: Mapping[int, int] = {}
+
+    async def look(self, order: RoundOrder, sizes: Mapping[str, int], solo: Mapping[str, float]) -> Known:
+        """What is known of the tasks that `order` trains, after measuring what is not.
+
+        Parameters
+        ----------
+        order
+            The round.
+        sizes
+            Bytes of each task's weights.
+        solo
+            Solo rates in samples/s of tasks that cannot be measured alone, as far as rounds have shown them.
+        """
+        training = [assignment for assignment in order.assignments if assignment.mode.trains]
+        await self._warm_up(order, training)
+        tasks, unknown = [], {}
+        for assignment in training:
+            name = assignment.task.name
+            try:
+                async with asyncio.timeout(order.deadline_s or _PATIENCE_S):
+                    found = await self._task(order, assignment, sizes[name], solo.get(name))
+            except TimeoutError:
+                unknown[name] = "it could not be measured in time"
+            except (TaskError, EngineError) as error:
+                unknown[name] = f"it could not be measured: {error}"
+            else:
+                if found is None:
+                    unknown[name] = (
+                        "its `train` takes a round as a whole, so that a round must show its speed"
+                    )
+                else:
+                    tasks.append(found)
+        return Known(device=await self._facts(), tasks=tuple(tasks), unknown=unknown)
+
+    def saw(self, report: RoundReport) -> None:
+        """Remember what the workers of a round still hold."""
+        self._held = {task.pid: task.memory_bytes for task in report.tasks}
+
+    async def _task(
+        self, order: RoundOrder, assignment: Assignment, size: int, solo: float | None
+    ) -> TaskFacts | None:
+        """What is known of one task; None if it has to be seen in a round first."""
+        task, job = assignment.task, _job(order, assignment)
+        appraised = await self._appraise(order, task, job)
+        own = appraised.batch
+        offered = offered_batches(
+            order.coordination.batching, task.name, own, appraised.examples, appraised.adapts
+        )
+        if task.kind is TaskKind.STEPPED:
+            seen = await self._examine(order, task, job, own, offered)
+            solo = seen.speeds[own]
+        else:
+            seen = await self._describe(order, task, job, own)
+        return None if solo is None else facts_of(task, size, appraised, seen, solo)
+
+    async def _appraise(self, order: RoundOrder, task: Task, job: Job) -> Appraised:
+        lasting = {key: value for key, value in job.parameters.items() if key not in ROUND_KEYS}
+        key = repr((order.run, order.site, task.name, sorted(lasting.items())))
+        if key not in self._appraised:
+            async with self._pool.worker(order.run, task, self._seat_of(order.run, task)) as worker:
+                _keep(self._appraised, key, expect(Appraised, await worker.ask(Appraise(job=job))))
+        return self._appraised[key]
+
+    async def _examine(
+        self, order: RoundOrder, task: Task, job: Job, own: int, offered: Sequence[int]
+    ) -> Examined:
+        """What a stepped task is alone, with the whole device and with a quarter of it."""
+        key = repr((order.run, replace(task, parameters={}), own, offered))
+        if key not in self._examined:
+            whole, *quarter = self._seats
+            found = await self._carry(
+                order.run, task, whole, examine(job, own, offered, device=self._device is None)
+            )
+            self._device = self._device or found.device
+            if quarter:
+                rate = await self._carry(order.run, task, quarter[0], time_alone(job, own))
+                part = 100.0 * quarter[0].level / whole.level
+                share = quarter_share(rate / found.speeds[own], part)
+                # Beyond these it is noise: nobody is slower than in proportion, or faster with less.
+                found = replace(found, share=min(1.0, max(0.25, share)))
+            log.info("task %s alone: %s", task.name, _in_words(found))
+            _keep(self._examined, key, found)
+        return self._examined[key]
+
+    async def _describe(self, order: RoundOrder, task: Task, job: Job, own: int) -> Examined:
+        """What one pass of a whole-call task's model costs; nothing counted if it cannot be called here."""
+        key = repr((order.run, replace(task, parameters={})))
+        if key not in self._examined:
+            flops = traffic = 1.0
+            try:
+                async with self._pool.worker(order.run, task, self._seat_of(order.run, task)) as worker:
+                    asked = Describe(device=self._device is None, job=job, batch=own)
+                    said = expect(Described, await worker.ask(asked))
+            except TaskError as error:
+                log.info("the cost of a step is not counted: %s", error)
+            else:
+                flops, traffic, self._device = said.flops, said.traffic, self._device or said.device
+            _keep(self._examined, key, Examined(flops=flops, traffic=traffic))
+        return self._examined[key]
+
+    async def _carry(self, run: str, task: Task, seat: Seat, steps: Steps[T]) -> T:
+        """Carry `steps` to a worker of `task` in `seat`."""
+        async with self._pool.worker(run, task, seat) as worker:
+            return await carry(worker, steps)
+
+    async def _warm_up(self, order: RoundOrder, training: Sequence[Assignment]) -> None:
+        """Start the workers that will measure, and have them load what they need, side by side."""
+        turns = asyncio.Semaphore(os.cpu_count() or 1)
+
+        async def start(assignment: Assignment, seat: Seat) -> None:
+            async with turns, self._pool.worker(order.run, assignment.task, seat) as worker:
+                await worker.ask(Appraise(job=_job(order, assignment)))
+
+        new = [
+            assignment
+            for assignment in training
+            if assignment.task.kind is TaskKind.STEPPED and not self._workers_of(order.run, assignment.task)
+        ]
+        starts = [start(assignment, seat) for assignment in new for seat in self._seats]
+        for failure in await asyncio.gather(*starts, return_exceptions=True):
+            if isinstance(failure, TaskError | EngineError):
+                log.info("not warmed up: %s", failure)
+            elif isinstance(failure, BaseException):
+                raise failure
+
+    @property
+    def _seats(self) -> tuple[Seat, ...]:
+        """Those of the whole device and of a quarter of it, if that is less."""
+        whole, quarter = (self._backend.seat(part, Sharing.CAPPED) for part in (100.0, QUARTER))
+        return (whole,) if quarter.level == whole.level else (whole, quarter)
+
+    def _seat_of(self, run: str, task: Task) -> Seat:
+        """The seat of the worker of `task` that was used last; the whole device if it has none."""
+        idle = self._workers_of(run, task)
+        return max(idle, key=lambda worker: worker.used).seat if idle else self._seats[0]
+
+    def _workers_of(self, run: str, task: Task) -> list[WorkerHandle]:
+        wanted = replace(task, parameters={})
+        return [w for w in self._pool.workers if w.run == run and w.task == wanted and not w.busy and w.alive]
+
+    async def _facts(self) -> DeviceFacts:
+        self._levels = self._levels or device_steps(self._backend, PERCENTAGES)
+        units = self._seats[0].level
+        nothing = DeviceFeatures(name=self._backend.name, units=units, peak=1.0, bandwidth=1.0)
+        return DeviceFacts(
+            features=self._device or nothing, levels=self._levels, memory_limit=await self._memory_limit()
+        )
+
+    async def _memory_limit(self) -> int:
+        """Bytes for the tasks of a round, in whole GiB; 0 on CPUs, whose memory is no limit."""
+        if self._backend.name != Backend.MPS:
+            return 0
+        for worker in self._pool.workers:
+            if not worker.busy and worker.alive and worker.pid not in self._held:
+                await worker.ask(Rest())
+        used, there = self._backend.memory()
+        held = sum(self._held.get(worker.pid, 0) for worker in self._pool.workers)
+        return max(1, int(_FILL * there - used + held) >> 30) << 30
+
+
+def facts_of(task: Task, size: int, appraised: Appraised, seen: Examined, solo: float) -> TaskFacts:
+    """What is known of a task that was looked at.
+
+    Parameters
+    ----------
+    size
+        Bytes of its weights.
+    appraised, seen
+        What it has to do, and what it is alone.
+    solo
+        Its solo rate at its own batch size, in samples/s.
+    """
+    return TaskFacts(
+        features=TaskFeatures(
+            task=task.name,
+            model=task.model.rpartition(":")[2],
+            flops=seen.flops,
+            traffic=seen.traffic,
+            solo_rate=solo,
+            reference_batch=appraised.batch,
+            quarter_share=seen.share,
+        ),
+        volume=Volume(task=task.name, samples=appraised.samples, download_bytes=size, upload_bytes=size),
+        examples=appraised.examples,
+        adapts=appraised.adapts,
+        stepped=task.kind is TaskKind.STEPPED,
+        counted=seen.flops > 1.0,
+        speeds=seen.speeds,
+        memory=seen.memory if any(seen.memory.values()) else {},
+    )
+
+
+async def carry(worker: WorkerHandle, steps: Steps[T]) -> T:
+    """Give `worker` the orders of `steps` and send them its answers, to the end."""
+    try:
+        order = next(steps)
+        while True:
+            try:
+                answer = await worker.ask(order)
+            except TaskError as error:
+                order = steps.throw(error)
+            else:
+                order = steps.send(answer)
+    except StopIteration as end:
+        found: T = end.value
+        return found
+
+
+def _job(order: RoundOrder, assignment: Assignment) -> Job:
+    return job_of(order, assignment, TaskPlan(task=assignment.task.name, budget=100.0))
+
+
+def _keep(kept: OrderedDict[str, Any], key: str, value: object) -> None:
+    kept[key] = value
+    while len(kept) > _KEPT:
+        kept.popitem(last=False)
+
+
+def _in_words(seen: Examined) -> str:
+    speeds = ", ".join(f"{rate:.0f} in batches of {size}" for size, rate in sorted(seen.speeds.items()))
+    return f"{speeds} samples/s; {seen.share:.2f} of that with a quarter of the device"
+
+
+def file_sizes(weights: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of memory files, by task."""
+    return {task: os.fstat(file).st_size for task, file in weights.items()}
