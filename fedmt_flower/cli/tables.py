@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -62,20 +62,35 @@ def comparison_table(jobs: Sequence[Job]) -> Table:
     for name in tasks:
         metrics = {summary.tasks[name].metric for summary in summaries if name in summary.tasks}
         table.add_column(f"{name}\n{'/'.join(sorted(metrics))}", justify="right")
-    for heading in ("samples/s", "round s", "wall s", "outcome"):
+    shown = {
+        heading: cell for heading, cell in _SPEEDS.items() if heading in _ALWAYS or any(map(cell, summaries))
+    }
+    for heading in (*shown, "outcome"):
         table.add_column(heading, justify="right")
     for job in jobs:
-        table.add_row(*(job.choices.get(key, "–") for key in keys), *_results(job, tasks))
+        table.add_row(*(job.choices.get(key, "–") for key in keys), *_results(job, tasks, shown.values()))
     return table
 
 
-def _results(job: Job, tasks: Sequence[str]) -> Iterable[str | Text]:
+_SPEEDS: Mapping[str, Callable[[Summary], str]] = {
+    "samples/s": lambda run: number(run.throughput),
+    "round s": lambda run: f"{_mean(run.round_s):.1f}",
+    "predicted s": lambda run: _seconds(run.predicted_s),
+    "at least s": lambda run: _seconds(run.lower_bound_s),
+    "emulated link": lambda run: str(run.link or ""),
+    "wall s": lambda run: f"{run.wall_s:.0f}",
+}
+_ALWAYS = {"samples/s", "round s", "wall s"}
+
+
+def _results(
+    job: Job, tasks: Sequence[str], speeds: Iterable[Callable[[Summary], str]]
+) -> Iterable[str | Text]:
     run = job.summary
     if run is None:
-        return [*["–"] * (len(tasks) + 3), Text("failed", style="red")]
+        return [*("–" for _ in (*tasks, *speeds)), Text("failed", style="red")]
     after = [number(run.tasks[name].after) if name in run.tasks else "–" for name in tasks]
-    speeds = [number(run.throughput), f"{_mean(run.round_s):.1f}", f"{run.wall_s:.0f}"]
-    return [*after, *speeds, _outcome(run.outcome)]
+    return [*after, *(cell(run) or "–" for cell in speeds), _outcome(run.outcome)]
 
 
 def plural(count: int, noun: str) -> str:
@@ -94,7 +109,17 @@ def _title(summary: Summary) -> Text:
     title.append(f"\n{rounds}, {sites}, {how}; {summary.wall_s:.0f} s by the clock")
     if summary.round_s:
         title.append(f"; a round takes {_mean(summary.round_s):.1f} s where each site has a device")
+    if predicted := _seconds(summary.predicted_s):
+        title.append(f"\npredicted: {predicted} s, and no less than {_seconds(summary.lower_bound_s)} s")
+    if summary.link:
+        title.append(f"\nemulated link: {summary.link}; overlap {summary.overlap}")
     return title
+
+
+def _seconds(rounds: Sequence[float | None]) -> str:
+    """The mean of what is known of rounds; empty if that is nothing."""
+    known = [seconds for seconds in rounds if seconds is not None]
+    return f"{_mean(known):.1f}" if known else ""
 
 
 def _cells(task: TaskSummary) -> Iterable[str | Text]:

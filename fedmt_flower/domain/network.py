@@ -57,6 +57,18 @@ class Link:
         if problems:
             raise ConfigError(*problems)
 
+    def __str__(self) -> str:
+        """The link in a few words, such as ``15 Mbit/s up and 60 down, one direction at a time``."""
+        if self.up_mbps == self.down_mbps:
+            words = [f"{self.up_mbps:g} Mbit/s each way"]
+        else:
+            words = [f"{self.up_mbps:g} Mbit/s up and {self.down_mbps:g} down"]
+        if not self.full_duplex:
+            words.append("one direction at a time")
+        if self.latency_s:
+            words.append(f"{1000 * self.latency_s:g} ms latency")
+        return ", ".join(words)
+
     def download_s(self, size: int) -> float:
         """Seconds for which `size` bytes hold the downlink."""
         return self.latency_s + size * 8e-6 / self.down_mbps

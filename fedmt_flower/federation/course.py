@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.errors import FederationError
+from fedmt_flower.federation.pacing import pace_of
 from fedmt_flower.federation.resumption import Journal
 from fedmt_flower.federation.rounds import Rounds
 from fedmt_flower.federation.tracks import Track
@@ -89,6 +90,8 @@ def _log_round(played: FederationRound) -> None:
             if metrics:
                 shown = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
                 _log.info("\t│\t└── %s: %s", what, shown)
+    if (pace := pace_of(played)).site:
+        _log.info("\t└──> The slowest site: %s", pace)
 
 
 def _first_failure(played: FederationRound) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fedmt_flower.domain.history import FederationRound, SiteAnswer
+from fedmt_flower.domain.network import Link
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.round import RoundReport, Status
 from fedmt_flower.domain.timeline import Span
@@ -37,6 +38,12 @@ class Entry:
         Rᵢ in per cent; 0 if the site never planned the round.
     spans
         The observed timeline of this task, in seconds since `arrived`.
+    planned
+        Its timeline as it was predicted, in seconds since the round began, `waited_s` after `arrived`.
+    predicted_s, lower_bound_s
+        The length of the site's round as it was predicted, and a lower bound; None without a forecast.
+    link
+        The link that the site emulated; None if it was a real one, or none.
     arrived
         When the round reached the site's engine, in seconds since the epoch on the site's clock.
     waited_s, wall_s
@@ -69,6 +76,10 @@ class Entry:
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     evaluate_metrics: Mapping[str, float] = field(default_factory=dict)
     spans: tuple[Span, ...] = ()
+    planned: tuple[Span, ...] = ()
+    predicted_s: float | None = None
+    lower_bound_s: float | None = None
+    link: Link | None = None
     arrived: float = 0.0
     waited_s: float = 0.0
     wall_s: float = 0.0
@@ -121,8 +132,17 @@ class Summary:
     ----------
     round_s
         Seconds that each training round takes when every site has a device of its own: its slowest site's.
+    predicted_s, lower_bound_s
+        What was predicted of them, and lower bounds; None for a round without a forecast on each site.
+    in_turn
+        Whether the sites of a simulation took one device in turn. Then `round_s` is what the rounds would
+        take on devices of their own, and `wall_s` is longer.
     wall_s
         Seconds by the clock since the run began, on this host, where sites may have waited for each other.
+    link
+        The link that every site emulated: then `round_s` holds its transfers, which were no real ones.
+    batching, overlap
+        How batch sizes were chosen, and how transfers and computation overlapped.
     throughput
         Round throughput Σ Dᵢ / makespan in samples per second, over the training rounds of all sites.
     """
@@ -136,7 +156,13 @@ class Summary:
     sites: tuple[str, ...] = ()
     policy: str = ""
     backend: str = ""
+    batching: str = ""
+    overlap: str = ""
+    link: Link | None = None
     round_s: tuple[float, ...] = ()
+    predicted_s: tuple[float | None, ...] = ()
+    lower_bound_s: tuple[float | None, ...] = ()
+    in_turn: bool = False
     throughput: float = 0.0
     tasks: Mapping[str, TaskSummary] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -153,6 +179,7 @@ def entries(done: FederationRound) -> tuple[Entry, ...]:
 
 def _reported(done: FederationRound, answer: SiteAnswer, report: RoundReport) -> Iterable[Entry]:
     plans = {plan.task: (place, plan) for place, plan in enumerate(report.plan.tasks)}
+    forecast = report.forecast
     for task in report.tasks:
         place, plan = plans.get(task.task, (-1, None))
         yield Entry(
@@ -177,6 +204,10 @@ def _reported(done: FederationRound, answer: SiteAnswer, report: RoundReport) ->
             train_metrics=dict(task.train_metrics),
             evaluate_metrics=dict(task.evaluate_metrics),
             spans=tuple(span for span in report.timeline if span.task == task.task),
+            planned=tuple(span for span in forecast.timeline if span.task == task.task) if forecast else (),
+            predicted_s=forecast.makespan_s if forecast else None,
+            lower_bound_s=forecast.lower_bound_s if forecast else None,
+            link=report.link,
             arrived=report.arrived,
             waited_s=report.waited_s,
             wall_s=report.wall_s,
@@ -228,8 +259,3 @@ def _summarise_task(name: str, rounds: Sequence[FederationRound], lines: list[En
         level=planned[-1].level if planned else 0,
         failures=tuple(line for task in mine for line in task.failures),
     )
-
-
-def round_seconds(done: FederationRound) -> float:
-    """Seconds of a round whose sites each have a device of their own: its slowest site's."""
-    return max((answer.report.wall_s for answer in done.answers if answer.report), default=0.0)

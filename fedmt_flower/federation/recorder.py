@@ -8,17 +8,19 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from fedmt_flower.device.contract import Weights
+from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.history import FederationRound
+from fedmt_flower.federation.pacing import pace_of
 from fedmt_flower.federation.record import (
     Outcome,
     Summary,
     TaskSummary,
     entries,
-    round_seconds,
     summarise_tasks,
 )
 from fedmt_flower.federation.run_folder import RunFolder
 from fedmt_flower.federation.settings import Settings
+from fedmt_flower.federation.sites import simulated
 
 _VERSIONS = ("fedmt_flower", "flwr", "torch")
 
@@ -39,10 +41,12 @@ class Recorder:
         self._files: dict[str, tuple[str, str]] = {}
         self._started = time.time()
         self._clock = time.monotonic()
+        self._simulated = False
         self.folder.save_summary(self.summary(Outcome.RUNNING))
 
     def on_round(self, done: FederationRound) -> None:
         """Write a finished round."""
+        self._simulated = self._simulated or simulated()
         self._rounds.append(done)
         self.folder.append(entries(done), first=len(self._rounds) == 1)
         self.folder.save_summary(self.summary(Outcome.RUNNING))
@@ -60,10 +64,14 @@ class Recorder:
     def summary(self, outcome: Outcome, error: str = "") -> Summary:
         """The run so far."""
         trained = [done for done in self._rounds if not done.final]
-        seconds = tuple(round_seconds(done) for done in trained)
+        paces = [pace_of(done) for done in trained]
+        seconds = tuple(pace.observed_s for pace in paces)
         answers = [answer for done in self._rounds for answer in done.answers]
         reports = [answer.report for answer in answers if answer.report]
         samples = sum(entry.samples for done in trained for entry in entries(done))
+        backend = reports[-1].backend if reports else ""
+        sites = tuple(sorted({answer.site for answer in answers if answer.report}))
+        coordination = self._settings.coordination
         return Summary(
             run=str(self.folder.path),
             outcome=outcome,
@@ -71,10 +79,16 @@ class Recorder:
             started=self._started,
             wall_s=time.monotonic() - self._clock,
             rounds=len(trained),
-            sites=tuple(sorted({answer.site for answer in answers if answer.report})),
+            sites=sites,
             policy=self._settings.allocation.policy,
-            backend=reports[-1].backend if reports else "",
+            backend=backend,
+            batching=coordination.batching.policy,
+            overlap=coordination.overlap.policy,
+            link=coordination.network.link,
             round_s=seconds,
+            predicted_s=tuple(pace.predicted_s for pace in paces),
+            lower_bound_s=tuple(pace.lower_bound_s for pace in paces),
+            in_turn=self._simulated and len(sites) > 1 and backend != Backend.INLINE,
             throughput=samples / sum(seconds) if any(seconds) else 0.0,
             tasks={name: self._with_files(name, task) for name, task in self._tasks().items()},
             versions={name: version(name) for name in _VERSIONS},

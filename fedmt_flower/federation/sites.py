@@ -136,7 +136,7 @@ class Site:
     def _check_network(self) -> None:
         """Raise ConfigError if a link is emulated where messages cross a real one, and nobody insists."""
         network = self.coordination.network
-        if network.link is not None and not network.force and not _simulated():
+        if network.link is not None and not network.force and not simulated():
             raise ConfigError(
                 f"site {self.name!r}: network: an emulated link on a SuperNode would add to the real one; "
                 "use network=none, or network.force=true to have both"
@@ -204,6 +204,12 @@ def site_of(
     )
 
 
+def simulated() -> bool:
+    """Whether this process belongs to one of Flower's simulations: an actor of Ray, or its driver."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def app_directories() -> tuple[str, ...]:
     """The directories that this process imports from and an engine, of the same Python, would not."""
     own = {Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
@@ -211,12 +217,6 @@ def app_directories() -> tuple[str, ...]:
     return tuple(
         dict.fromkeys(str(path) for path in found if path.is_dir() and not own.intersection(path.parents))
     )
-
-
-def _simulated() -> bool:
-    """Whether this is a process of Flower's simulation: an actor of Ray."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 def _name(context: Context, name: SiteName) -> str:

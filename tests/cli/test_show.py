@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedmt_flower.cli import main
 from fedmt_flower.cli.tables import number, plural
+from fedmt_flower.domain.network import Link
 from fedmt_flower.domain.round import Status
 from fedmt_flower.domain.timeline import Phase, Span
 from fedmt_flower.federation.record import Entry, Outcome, Summary, TaskSummary
 from fedmt_flower.federation.run_folder import RunFolder, SweepFolder
 
 
-def leave_run(path: Path, *, after: float, outcome: Outcome = Outcome.FINISHED) -> RunFolder:
+def leave_run(path: Path, *, after: float, outcome: Outcome = Outcome.FINISHED, **summary: Any) -> RunFolder:
     """A run's folder with one round of one task in it."""
     folder = RunFolder.create(path, "federation: {}\n")
     spans = (Span(task="wine", phase=Phase.COMPUTE, start_s=0.0, end_s=2.0),)
@@ -46,6 +48,7 @@ def leave_run(path: Path, *, after: float, outcome: Outcome = Outcome.FINISHED) 
             round_s=(2.0,),
             throughput=6172.5,
             tasks={"wine": task},
+            **summary,
         )
     )
     return folder
@@ -89,6 +92,41 @@ def test_a_sweep_is_one_table_even_where_a_run_is_missing(
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if "temporal" in line]
     assert rows[0] == ["1", "temporal", "0.5", "6,172", "2.0", "7", "finished"]
     assert rows[1] == ["2", "temporal", "–", "–", "–", "–", "failed"]
+
+
+LTE = Link(up_mbps=15, down_mbps=60, latency_s=0.05)
+
+
+def test_what_was_promised_and_an_emulated_link_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: dict[str, Any] = {
+        "predicted_s": (None, 1.5),
+        "lower_bound_s": (None, 1.25),
+        "link": LTE,
+        "overlap": "fifo",
+    }
+    folder = leave_run(tmp_path / "run", after=0.875, **told)
+    assert folder.summary().link == LTE
+    assert main(["show", str(folder.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "predicted: 1.5 s, and no less than 1.2 s" in shown
+    assert "emulated link: 15 Mbit/s up and 60 down, 50 ms latency; overlap fifo" in shown
+
+
+def test_a_sweep_shows_promises_and_links_where_a_run_has_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    SweepFolder.create(tmp_path / "sweep", {name: {"network": name} for name in ("none", "lte")})
+    leave_run(tmp_path / "sweep" / "none", after=0.5)
+    leave_run(tmp_path / "sweep" / "lte", after=0.5, predicted_s=(1.5,), lower_bound_s=(1.25,), link=LTE)
+    assert main(["show", str(tmp_path / "sweep")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    none, lte = (next(line for line in lines if line.startswith(name)).split() for name in ("none", "lte"))
+    assert none == ["none", "0.5", "6,172", "2.0", "–", "–", "–", "7", "finished"]
+    assert lte[:6] == ["lte", "0.5", "6,172", "2.0", "1.5", "1.2"]
+    assert " ".join(lte[6:]) == "15 Mbit/s up and 60 down, 50 ms latency 7 finished"
 
 
 def test_a_summary_that_is_broken_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,12 @@ def test_a_transfer_holds_the_link_for_its_latency_and_its_bits() -> None:
     assert link.upload_s(50_000_000) == pytest.approx(4.02)
 
 
+def test_a_link_says_what_it_is() -> None:
+    assert str(Link(up_mbps=400, down_mbps=400)) == "400 Mbit/s each way"
+    wifi = Link(up_mbps=150, down_mbps=200.5, full_duplex=False, latency_s=0.003)
+    assert str(wifi) == "150 Mbit/s up and 200.5 down, one direction at a time, 3 ms latency"
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
