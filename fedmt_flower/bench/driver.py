@@ -32,6 +32,7 @@ DRIVERS = {
     "allocation": "the allocation schemes on the paper's three settings (Fig. 9)",
     "round": "whole rounds under chosen budgets, against every baseline and the exhaustive best",
     "regret": "chosen schedules against the best of many tried (Fig. 7, Table III, Fig. 13)",
+    "predict": "how well co-running rates are predicted (Eq. 4)",
     "faults": "what fails on the GPU fails by name, and the next round works",
     "equality": "weights and rounds on the GPU, bit for bit",
     "federation": "two SuperNodes as two sites of one engine, on the GPU",
@@ -48,6 +49,7 @@ BUDGETS_S = {
     "allocation": 340.0,
     "round": 480.0,
     "regret": 480.0,
+    "predict": 480.0,
     "faults": 60.0,
     "equality": 90.0,
     "federation": 400.0,
@@ -60,7 +62,7 @@ BUDGETS_S = {
 }
 """How long each takes samples if nothing else is said."""
 
-HOST = frozenset({"search-budgets", "search-order"})
+HOST = frozenset({"predict", "search-budgets", "search-order"})
 """The benchmarks that use no device."""
 
 

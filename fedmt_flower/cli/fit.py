@@ -16,19 +16,11 @@ from fedmt_flower.cli.tables import plural
 from fedmt_flower.device.samples import read_samples
 from fedmt_flower.domain.profile import CoRunSample
 from fedmt_flower.errors import ConfigError
-from fedmt_flower.planning import comparison, evaluation, trivial
-from fedmt_flower.planning.analytic import AnalyticModel
-from fedmt_flower.planning.regression import Fit
+from fedmt_flower.planning import evaluation
+from fedmt_flower.planning.alternatives import BOOSTED, SPLITS, fits
 from fedmt_flower.planning.workload import Workload, fit_workload, step_times
 from fedmt_flower.planning.xgboost_model import XGBoostModel, fit_xgboost
 
-_SPLITS: Mapping[str, evaluation.Splitter] = {
-    "seen mixes": evaluation.within_mixes,
-    "a mix left out": evaluation.leave_one_mix_out,
-    "a model left out": evaluation.leave_one_model_out,
-    "a device left out": evaluation.leave_one_device_out,
-}
-_BOOSTED = "boosted trees"
 _SHOWN_FEATURES = 6
 
 
@@ -76,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         names = ", ".join(map(str, arguments.samples))
         raise ConfigError(f"{names}: no task was measured alone yet; let fedmt profile go on")
     errors = hold_out_errors(samples, arguments.threads)
-    card = {split: of[_BOOSTED] for split, of in errors.items()}
+    card = {split: of[BOOSTED] for split, of in errors.items()}
     model = fit_xgboost(samples, errors=card, threads=arguments.threads)
     arguments.out.write_text(model.to_text())
     found = _findings(samples, errors, model)
@@ -89,17 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def hold_out_errors(samples: Sequence[CoRunSample], threads: int) -> dict[str, dict[str, float]]:
     """MAPE on samples that were held out, by split and kind of model; splits that there are none of aside."""
-    kinds: dict[str, Fit] = {
-        _BOOSTED: lambda training: fit_xgboost(training, threads=threads),
-        "log-linear": comparison.fit_log_linear,
-        "polynomial": comparison.fit_polynomial,
-        "neural net": comparison.fit_neural_net,
-        "analytic": lambda _: AnalyticModel(),
-        "solo × budget": lambda _: trivial.ProportionalModel(),
-        "equal slowdown": lambda _: trivial.EqualSlowdownModel(),
-    }
+    kinds = fits(threads)
     errors: dict[str, dict[str, float]] = {}
-    for split, splitter in _SPLITS.items():
+    for split, splitter in SPLITS.items():
         parts = [(training, held_out) for _, training, held_out in splitter(samples)]
         if any(training and any(len(s.tasks) > 1 for s in held_out) for training, held_out in parts):
             errors[split] = {
