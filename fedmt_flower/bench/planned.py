@@ -63,6 +63,7 @@ def _measured(bench: Bench, profiler: Profiler, task: Task) -> dict[str, Json]:
             traffic=said.traffic,
             solo_rate=rate,
             reference_batch=int(task.parameters["batch_size"]),
+            step=said.step,
             quarter_share=quarter_share(slower / rate, quarter),
         )
         return {"device": asdict(said.device), "task": asdict(taken)}

@@ -25,15 +25,17 @@ from fedmt_flower.device.frames import (
 )
 from fedmt_flower.device.job import Job
 from fedmt_flower.device.steps import Step
-from fedmt_flower.domain.profile import DeviceFeatures
+from fedmt_flower.domain.profile import DeviceFeatures, StepKind
 from fedmt_flower.errors import TaskError
 
 log = logging.getLogger(__name__)
 
 ENDLESS: Final = 1_000_000
 """Epochs, so that steps do not end by themselves."""
-_REHEARSAL: Final = 2
-"""Steps after which memory is held and kernels are chosen."""
+_WARM_CPU: Final = 2
+"""Steps after which a measurement may begin; one may take seconds."""
+_WARM_GPU: Final = 4
+"""The same on a GPU, where the third may be recorded as a graph."""
 _LEAD_S: Final = 0.01
 _SETTLE_S: Final = 0.05
 _LENGTH_S: Final = 0.25
@@ -55,12 +57,16 @@ class Examined:
         fᵢ and mᵢ per sample; see `TaskFeatures`.
     device
         The device, if that was asked for.
+    step
+        How its steps reach the device.
     speeds
         Rates in samples/s by batch size, with the whole device.
     share
         See `TaskFeatures.quarter_share`.
     memory
         Bytes of the device's memory that torch held, by batch size; 0 on CPUs.
+    step
+        How its steps reach the device.
     """
 
     flops: float
@@ -69,19 +75,21 @@ class Examined:
     speeds: Mapping[int, float] = field(default_factory=dict)
     share: float = 0.5
     memory: Mapping[int, int] = field(default_factory=dict)
+    step: StepKind = StepKind.EAGER
 
 
-def examine(job: Job, own: int, sizes: Iterable[int], *, device: bool) -> Steps[Examined]:
+def examine(job: Job, own: int, sizes: Iterable[int], *, gpu: bool, device: bool) -> Steps[Examined]:
     """Measure a stepped task: its cost at the batch size `own`, its speed at that and at all `sizes`.
 
-    A size that cannot be trained with, because memory does not suffice, is left out.
+    A size that cannot be trained with, because memory does not suffice, is left out. `gpu` says where the
+    worker is, `device` whether to look at the device too.
     """
     speeds: dict[int, float] = {}
     memory: dict[int, int] = {}
     described: Described | None = None
     for size in dict.fromkeys([own, *sizes]):
         try:
-            rehearsed = expect(Rehearsed, (yield _rehearsal(job, size)))
+            rehearsed = expect(Rehearsed, (yield _rehearsal(job, size, gpu)))
             if described is None:
                 described = expect(Described, (yield Describe(device=device)))
             speeds[size] = yield from _speed()
@@ -99,12 +107,13 @@ def examine(job: Job, own: int, sizes: Iterable[int], *, device: bool) -> Steps[
         device=described.device,
         speeds=speeds,
         memory=memory,
+        step=described.step,
     )
 
 
-def time_alone(job: Job, own: int) -> Steps[float]:
+def time_alone(job: Job, own: int, *, gpu: bool) -> Steps[float]:
     """Measure a stepped task's rate in samples/s, in whatever seat its worker has."""
-    expect(Rehearsed, (yield _rehearsal(job, own)))
+    expect(Rehearsed, (yield _rehearsal(job, own, gpu)))
     rate = yield from _speed()
     yield Rest(forget=True)
     return rate
@@ -117,9 +126,9 @@ def expect(kind: type[T], answer: object) -> T:
     return answer
 
 
-def _rehearsal(job: Job, size: int) -> Rehearse:
+def _rehearsal(job: Job, size: int, gpu: bool) -> Rehearse:
     parameters = {**job.parameters, "epochs": ENDLESS, "batch_size": size}
-    return Rehearse(job=replace(job, parameters=parameters), steps=_REHEARSAL)
+    return Rehearse(job=replace(job, parameters=parameters), steps=_WARM_GPU if gpu else _WARM_CPU)
 
 
 def _speed() -> Steps[float]:

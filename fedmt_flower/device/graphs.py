@@ -184,8 +184,8 @@ class Steps:
 
     @property
     def kind(self) -> StepKind:
-        """How steps reach the device now."""
-        return StepKind.EAGER if self._graph is None else StepKind.GRAPH
+        """How steps reach the device, but for the few before a recording."""
+        return StepKind.GRAPH if self._wanted else StepKind.EAGER
 
     def go_on(self, begun: bool) -> None:
         """Take note that the step's tensors were replaced, by those of a round that has `begun` elsewhere."""

@@ -155,7 +155,7 @@ class Stepper:
 
     @property
     def kind(self) -> StepKind:
-        """How the steps taken last reached the device."""
+        """How steps reach the device."""
         return self._ours.step_kind if self._ours else StepKind.EAGER
 
     def release(self) -> None:

@@ -138,6 +138,10 @@ class TaskRuntime:
         """The package's own trainer, with the graphs of earlier rounds."""
         return Loop(self.objective(), make_optimizer, self._graphs)
 
+    def release(self) -> None:
+        """Give back the memory of steps that were recorded; the next round records them again."""
+        self._graphs.drop()
+
     @property
     def _is_ours(self) -> bool:
         """Whether the package's own loop trains the task."""

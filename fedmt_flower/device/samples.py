@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from fedmt_flower.domain.profile import CoRunSample, DeviceFeatures, TaskFeatures
+from fedmt_flower.domain.profile import CoRunSample, DeviceFeatures, StepKind, TaskFeatures
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.features import quarter_share
 
@@ -70,6 +70,7 @@ class Task(Entry, frozen=True, kw_only=True):
     task: str
     flops: float
     traffic: float
+    step: StepKind = StepKind.EAGER
 
 
 class Rates(Entry, frozen=True, kw_only=True):
@@ -246,6 +247,7 @@ def task_features(entries: Sequence[Line]) -> dict[str, TaskFeatures]:
             traffic=cost.traffic,
             solo_rate=rate,
             reference_batch=sampled.reference,
+            step=cost.step,
             quarter_share=quarter_share(statistics.median(quarter or solo) / rate, profile.quarter),
         )
     return found

@@ -135,12 +135,11 @@ class Scout:
         key = repr((order.run, replace(task, parameters={}), own, offered))
         if key not in self._examined:
             whole, *quarter = self._seats
-            found = await self._carry(
-                order.run, task, whole, examine(job, own, offered, device=self._device is None)
-            )
+            alone = examine(job, own, offered, gpu=self._on_gpu, device=self._device is None)
+            found = await self._carry(order.run, task, whole, alone)
             self._device = self._device or found.device
             if quarter:
-                rate = await self._carry(order.run, task, quarter[0], time_alone(job, own))
+                rate = await self._carry(order.run, task, quarter[0], time_alone(job, own, gpu=self._on_gpu))
                 part = 100.0 * quarter[0].level / whole.level
                 share = quarter_share(rate / found.speeds[own], part)
                 # Beyond these it is noise: nobody is slower than in proportion, or faster with less.
@@ -191,6 +190,10 @@ class Scout:
                 raise failure
 
     @property
+    def _on_gpu(self) -> bool:
+        return self._backend.name == Backend.MPS
+
+    @property
     def _seats(self) -> tuple[Seat, ...]:
         """Those of the whole device and of a quarter of it, if that is less."""
         whole, quarter = (self._backend.seat(part, Sharing.CAPPED) for part in (100.0, QUARTER))
@@ -215,7 +218,7 @@ class Scout:
 
     async def _memory_limit(self) -> int:
         """Bytes for the tasks of a round, in whole GiB; 0 on CPUs, whose memory is no limit."""
-        if self._backend.name != Backend.MPS:
+        if not self._on_gpu:
             return 0
         for worker in self._pool.workers:
             if not worker.busy and worker.alive and worker.pid not in self._held:
@@ -245,6 +248,7 @@ def facts_of(task: Task, size: int, appraised: Appraised, seen: Examined, solo: 
             traffic=seen.traffic,
             solo_rate=solo,
             reference_batch=appraised.batch,
+            step=seen.step,
             quarter_share=seen.share,
         ),
         volume=Volume(task=task.name, samples=appraised.samples, download_bytes=size, upload_bytes=size),

@@ -144,7 +144,7 @@ class Loop:
 
     @property
     def step_kind(self) -> StepKind:
-        """How steps reach the device now."""
+        """How steps reach the device, but for the few before a recording."""
         return self._steps.kind
 
     @property
