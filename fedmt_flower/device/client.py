@@ -6,11 +6,14 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Final, NoReturn
+
+import psutil
 
 from fedmt_flower.device import memory
 from fedmt_flower.device.contract import Progress, RoundResult, Weights
@@ -34,6 +37,9 @@ from fedmt_flower.device.protocol import Channel, Received, peer
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import RoundOrder
 from fedmt_flower.errors import ConfigError, EngineError, ProtocolError
+
+ENGINE: Final = "fedmt_flower.device.engine"
+"""The module that a process runs which is an engine, or keeps one."""
 
 
 class EngineGone(EngineError):
@@ -186,20 +192,33 @@ def stop_engine(home: Home, pid: int, patience_s: float = 30.0) -> None:
     EngineError
         If it has not ended within `patience_s` seconds.
     """
+    with ExitStack() as files:
+        try:
+            engine = os.pidfd_open(pid)
+            files.callback(os.close, engine)
+            ending = [engine]
+            if keeper := _keeper(pid):
+                ending.append(os.pidfd_open(keeper))
+                files.callback(os.close, ending[-1])
+            signal.pidfd_send_signal(engine, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + patience_s
+        for process in ending:
+            if not select.select([process], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise EngineError(
+                    f"engine {pid} of {home.device} has not ended within {patience_s:g} s; "
+                    f"its log is {home.log}"
+                )
+
+
+def _keeper(pid: int) -> int:
+    """The process that would start another in place of the engine `pid`; 0 if there is none."""
     try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        signal.pidfd_send_signal(process, signal.SIGTERM)
-        if not select.select([process], [], [], patience_s)[0]:
-            raise EngineError(
-                f"engine {pid} of {home.device} has not ended within {patience_s:g} s; its log is {home.log}"
-            )
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(process)
+        parent = psutil.Process(pid).parent()
+        return parent.pid if parent and ENGINE in parent.cmdline() else 0
+    except psutil.Error:
+        return 0
 
 
 def _take(file: int) -> Weights:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from fedmt_flower.device.backends import chosen, device_name
-from fedmt_flower.device.client import EngineClient, EngineGone, stop_engine
+from fedmt_flower.device.client import ENGINE, EngineClient, EngineGone, stop_engine
 from fedmt_flower.device.contract import Engine
 from fedmt_flower.device.engine import EXIT_BUSY
 from fedmt_flower.device.frames import EngineStatus
@@ -138,7 +138,7 @@ def _start(settings: DeviceSettings, home: Home, patience_s: float) -> bool:
     """Start an engine and wait until it is ready; False if the device has one that may be about to be."""
     home.make()
     # -P: what a worker can import must not depend on where its engine happened to be started.
-    command = [sys.executable, "-P", "-m", "fedmt_flower.device.engine", "--detach"]
+    command = [sys.executable, "-P", "-m", ENGINE, "--detach"]
     try:
         started = subprocess.run(
             [*command, "--settings", msgspec.json.encode(settings).decode()],

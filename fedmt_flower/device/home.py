@@ -63,9 +63,10 @@ class Home:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Own the device while the context lasts; EngineBusy, naming the owner, if another does.
+        """Own the device while the context lasts; EngineBusy, naming the engine, if another does.
 
-        The kernel drops the lock with its process, however that ends; the file stays.
+        Processes forked meanwhile own it too. The kernel drops the lock with the last of them, however that
+        ends; the file stays.
         """
         with (self.path / _LOCK).open("a+") as file:
             try:
@@ -78,9 +79,11 @@ class Home:
                     "it serves every client of this user: use that one, or end it with `fedmt engine stop`"
                 ) from error
             file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
             yield
+
+    def sign(self) -> None:
+        """Write down this process as the device's engine. Needs the lock."""
+        (self.path / _LOCK).write_text(f"{os.getpid()}\n")
 
     @contextmanager
     def address(self) -> Iterator[str]:

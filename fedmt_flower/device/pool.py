@@ -38,12 +38,14 @@ class Pool:
         The device, opened.
     directory
         Private directory for the workers' logs.
+    zygote
+        What workers are forked from; None starts one.
     """
 
-    def __init__(self, backend: DeviceBackend, directory: Path) -> None:
+    def __init__(self, backend: DeviceBackend, directory: Path, zygote: Zygote | None = None) -> None:
         self._backend = backend
         self._directory = directory
-        self._zygote = Zygote()
+        self._zygote = zygote or Zygote()
         self._workers: list[WorkerHandle] = []
         self._serial = itertools.count(1)
         self._making_room = asyncio.Lock()

@@ -35,6 +35,7 @@ from fedmt_flower.device.planner import Planner
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.protocol import AsyncChannel, peer, ready
 from fedmt_flower.device.rounds import Round
+from fedmt_flower.device.zygote import Zygote
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.round import RoundOrder
 from fedmt_flower.errors import ConfigError, FedMTError, ProtocolError
@@ -60,15 +61,19 @@ class Server:
     settings
         The idle time-out is the time to wait for the first client, at least. Each client then says how long
         to stay after it has left, and the engine stays for the one that asks for the latest moment.
+    zygote
+        What its workers are forked from; None starts one.
     """
 
-    def __init__(self, backend: DeviceBackend, home: Home, settings: DeviceSettings) -> None:
+    def __init__(
+        self, backend: DeviceBackend, home: Home, settings: DeviceSettings, zygote: Zygote | None = None
+    ) -> None:
         self._backend = backend
         self._home = home
         self._settings = settings
         self._stay_until = 0.0
         self._greeted = False
-        self._pool = Pool(backend, home.workers)
+        self._pool = Pool(backend, home.workers, zygote)
         self._planner = Planner(backend, self._pool)
         self._started = time.monotonic()
         self._stop = asyncio.Event()

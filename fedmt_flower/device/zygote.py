@@ -4,6 +4,9 @@ It has imported torch and run nothing: no operation, no user's code. It must be 
 child that is forked between threads inherits their locks and none of them to open them (a child of a parent
 that had run one operation on two threads hung). It never sees a task: a worker learns of its own only after
 the fork, from the engine.
+
+The engine, itself forked by a keeper that has imported torch, forks two zygotes before it does anything else.
+One is a spare: a zygote that is started later has seconds of imports before it.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NoReturn
 
 from fedmt_flower.device.frames import Failed, Fork, Forked, FromZygote, Loaded, ToWorker, ToZygote
 from fedmt_flower.device.protocol import AsyncChannel, Channel, ready
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # OpenBLAS starts its threads while numpy is imported. A worker's threads are torch's, by its budget.
     "OPENBLAS_NUM_THREADS": "1",
     # Waiting threads that spin starve each other's workers: three tasks of two threads each on two cores
@@ -41,6 +45,7 @@ _ENVIRONMENT = {
     # The order in which sets of strings are walked must not differ from one engine to the next.
     "PYTHONHASHSEED": "0",
 }
+"""What a process must have been started with, to be a zygote or to fork one."""
 
 
 class ZygoteGone(EngineError):
@@ -48,41 +53,49 @@ class ZygoteGone(EngineError):
 
 
 class Zygote:
-    """The engine's hold of its zygote process, which is started by `open` and at once again if it dies."""
+    """The engine's hold of its zygote process, and of a spare one that takes its place if it dies.
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+    Parameters
+    ----------
+    spares
+        Zygotes that there are already: their process ids, and the ways to them.
+    """
+
+    def __init__(self, spares: Iterable[tuple[int, socket.socket]] = ()) -> None:
+        self.pid = 0
+        """The zygote's process id, 0 if there is none."""
+        self._spares = deque(spares)
         self._channel: AsyncChannel[Loaded | Forked | Failed] | None = None
         self._turn = asyncio.Lock()
         self._guard: asyncio.Task[None] | None = None
 
+    @classmethod
+    def forked(cls) -> Zygote:
+        """Forks of this process, which has called `load` and is single-threaded still."""
+        return cls([_fork_zygote(), _fork_zygote()])
+
     async def open(self, patience_s: float = 120.0) -> None:
-        """Start the process and wait until its imports are done.
+        """Have a zygote, started if there is no spare one, and wait until it is ready.
 
         Raises
         ------
         EngineError
             If it ends or is not ready within `patience_s` seconds.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "fedmt_flower.device.zygote", str(theirs.fileno())],
-                env=os.environ | _ENVIRONMENT,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._channel = AsyncChannel(ours, FromZygote)
+        spare = bool(self._spares)
+        self.pid, control = self._spares.popleft() if spare else _spawn_zygote()
+        self._channel = AsyncChannel(control, FromZygote)
         try:
             async with asyncio.timeout(patience_s):
                 await self._answer(self._channel)
         except (EngineError, OSError) as error:
-            reason = str(error) or f"not ready within {patience_s:g} s"
             self._drop()
-            raise EngineError(f"torch could not be loaded for the workers: {reason}") from error
-        pidfd = os.pidfd_open(self._process.pid)
-        self._guard = asyncio.create_task(self._replace(self._process, pidfd))
+            if not spare:
+                reason = str(error) or f"not ready within {patience_s:g} s"
+                raise EngineError(f"torch could not be loaded for the workers: {reason}") from error
+            await self.open(patience_s)
+            return
+        self._guard = asyncio.create_task(self._replace(self.pid, os.pidfd_open(self.pid)))
 
     async def fork(self, worker: socket.socket, log: int) -> int:
         """Fork a worker that speaks on `worker` and writes to the file `log`.
@@ -99,7 +112,7 @@ class Zygote:
             starts another, but must not be given the same `worker`, which a worker may hold already.
         """
         async with self._turn:
-            if self._process is None or self._process.poll() is not None:
+            if self._ended():
                 self._drop()
                 await self.open()
             assert self._channel is not None
@@ -117,41 +130,47 @@ class Zygote:
             return answer.pid
 
     def close(self) -> None:
-        """End the process; its workers go on."""
+        """End the process, and the spare one; the workers go on."""
         if self._guard is not None:
             self._guard.cancel()
             self._guard = None
         self._drop()
+        while self._spares:
+            pid, control = self._spares.popleft()
+            control.close()
+            _end(pid)
 
-    @property
-    def pid(self) -> int:
-        """The zygote's process id, 0 if there is none."""
-        return self._process.pid if self._process is not None else 0
-
-    async def _replace(self, process: subprocess.Popen[bytes], pidfd: int) -> None:
-        """Wait for the end of `process`, and start another before a worker is asked for."""
+    async def _replace(self, pid: int, pidfd: int) -> None:
+        """Wait for the end of the zygote `pid`, and start another before a worker is asked for."""
         try:
             await ready(pidfd)
         finally:
             os.close(pidfd)
         async with self._turn:
-            if self._process is not process:
+            if self.pid != pid:
                 return
-            log.warning("zygote %d ended with code %d; starting another", process.pid, process.wait())
+            log.warning("zygote %d has ended; starting another", pid)
             self._drop()
             try:
                 await self.open()
             except EngineError as error:  # the next fork tries again
                 log.error("%s", error)
+            if not self._spares:
+                self._spares.append(_spawn_zygote())
+
+    def _ended(self) -> bool:
+        if not self.pid:
+            return True
+        found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return found is not None
 
     def _drop(self) -> None:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        if self.pid:
+            _end(self.pid)
+            self.pid = 0
 
     @staticmethod
     async def _answer(channel: AsyncChannel[Loaded | Forked | Failed]) -> Loaded | Forked:
@@ -163,28 +182,85 @@ class Zygote:
         return received.frame
 
 
-def main() -> int:
-    """Import what workers need, then fork one for each request; in a worker, run it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control = socket.socket(fileno=int(sys.argv[1]))
-    control.set_inheritable(False)
-    engine = Channel(control, ToZygote)
+def _fork_zygote() -> tuple[int, socket.socket]:
+    """Fork a zygote of this process; its process id, and the way to it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    pid = os.fork()
+    if pid == 0:
+        _be_zygote(theirs)
+    theirs.close()
+    return pid, ours
 
-    from fedmt_flower.device import worker
 
+def _spawn_zygote() -> tuple[int, socket.socket]:
+    """Start a zygote that has yet to import everything; its process id, and the way to it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        theirs.set_inheritable(True)
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-P", "-m", "fedmt_flower.device.zygote", str(theirs.fileno())],
+            os.environ | ENVIRONMENT,
+            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+            setsid=True,
+        )
+    return pid, ours
+
+
+def _end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def load() -> None:
+    """Import all that workers need; EngineError if that fails, or leaves threads behind."""
     # The first optimizer imports the one, most models the other, 3 s each: once here, not in every worker.
-    for module in ("torch._dynamo", "torchvision"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
+    try:
+        importlib.import_module("fedmt_flower.device.worker")
+        for module in ("torch._dynamo", "torchvision"):
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(module)
+    except Exception as error:
+        raise EngineError(f"{type(error).__name__}: {error}") from error
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
-        engine.send(
-            Failed(error=f"importing torch started {threads - 1} threads, so no worker can be forked")
-        )
-        return 1
+        raise EngineError(f"importing torch started {threads - 1} threads, so no worker can be forked")
     # What exists now is shared by all workers: keep their collectors from touching, and so copying, it.
     gc.collect()
     gc.freeze()
+
+
+def main() -> int:
+    """Import what workers need and be their zygote; in a worker, run it."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    try:
+        load()
+    except EngineError as error:
+        log.exception("nothing can be forked")
+        Channel(control, ToZygote).send(Failed(error=str(error)))
+        return 1
+    return _serve(control)
+
+
+def _be_zygote(control: socket.socket) -> NoReturn:
+    """In the fork of a process that has loaded everything: be a zygote."""
+    os.setsid()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        # Among them is the lock of the device, which must end with the engine.
+        if fd > 2 and fd != control.fileno():
+            with contextlib.suppress(OSError):
+                os.close(fd)
+    _leave(_serve(control))
+
+
+def _serve(control: socket.socket) -> int:
+    """Fork a worker for each request, and run it in the fork."""
+    from fedmt_flower.device import worker
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    engine = Channel(control, ToZygote)
     engine.send(Loaded())
     while (received := engine.receive()) is not None:
         conversation, output = received.fds
@@ -247,9 +323,12 @@ class _Output(io.FileIO):
             return memoryview(data).nbytes
 
 
-if __name__ == "__main__":
-    code = main()
+def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # A worker must not run what libraries registered in the zygote for its exit.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    _leave(main())

@@ -59,7 +59,7 @@ def test_a_second_one_for_a_device_is_refused_and_told_whose_it_is(home: Path) -
     first.close()
 
 
-def test_one_that_is_killed_takes_its_workers_along_and_the_next_replaces_its_socket(
+def test_one_that_is_killed_takes_its_workers_along_and_its_keeper_starts_another(
     home: Path,
     left: Left,
     make_task: Callable[..., Task],
@@ -69,18 +69,44 @@ def test_one_that_is_killed_takes_its_workers_along_and_the_next_replaces_its_so
     order, given = make_order(make_task("a"), make_task("b")), {"a": weights, "b": weights}
     engine = dial()
     engine.run_round(order, given)
+    keeper = psutil.Process(engine.pid).parent()
+    assert keeper is not None
     processes = psutil.Process(engine.pid).children(recursive=True)
-    assert len(processes) == 3
+    assert len(processes) == 4  # two workers and two zygotes
     os.kill(engine.pid, signal.SIGKILL)
-    assert left(home) == []
-    assert list(home.rglob("socket"))
-    assert running() == ()
+    assert psutil.wait_procs(processes, timeout=5)[1] == []
     with pytest.raises(EngineGone, match=f"engine {engine.pid} of cpu is gone"):
         engine.run_round(order, given)
     successor = dial()
     assert successor.pid != engine.pid
+    assert psutil.Process(successor.pid).parent() == keeper
     assert list(successor.run_round(order, given).weights) == ["a", "b"]
-    successor.close()
+    successor.stop()
+    assert left(home) == []
+
+
+def test_one_whose_keeper_was_killed_too_is_replaced_by_a_client(
+    home: Path,
+    left: Left,
+    make_task: Callable[..., Task],
+    make_order: Callable[..., RoundOrder],
+    weights: State,
+) -> None:
+    order, given = make_order(make_task("a")), {"a": weights}
+    engine = dial()
+    keeper = psutil.Process(engine.pid).parent()
+    assert keeper is not None
+    keeper.kill()
+    keeper.wait()
+    assert list(engine.run_round(order, given).weights) == ["a"]
+    os.kill(engine.pid, signal.SIGKILL)
+    assert left(home) == []
+    assert list(home.rglob("socket"))
+    assert running() == ()
+    successor = dial()
+    assert list(successor.run_round(order, given).weights) == ["a"]
+    successor.stop()
+    assert left(home) == []
 
 
 def test_one_that_is_stopped_in_mid_round_tells_its_client_and_leaves_nothing(

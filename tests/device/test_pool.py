@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def test_workers_come_stay_and_go(
         assert list(pool.workers) == [fourth]
 
         os.kill(zygote, signal.SIGKILL)
-        psutil.Process(zygote).wait()
+        while psutil.Process(zygote).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.001)
         fifth = await pool.acquire("another run", b, seat)
         assert list(pool.workers) == [fourth, fifth]
 

@@ -65,7 +65,7 @@ def signal_engine(number: int, scene: Scene) -> None:
 
 
 def kill_zygote(scene: Scene) -> None:
-    os.kill(scene.zygote(), signal.SIGKILL)
+    os.kill(scene.zygotes()[0], signal.SIGKILL)
 
 
 def kill_zygote_and_worker(scene: Scene) -> None:

@@ -179,26 +179,27 @@ class Scene:
         """The victim's worker, at work."""
         return next(w for w in self.status().workers if w.task == VICTIM and w.busy)
 
-    def zygote(self) -> int:
-        """The process that workers are forked from, 0 if there is none."""
-        workers = self._workers()
+    def zygotes(self) -> list[int]:
+        """The process that workers are forked from, and its spare."""
+        workers, found = self._workers(), []
         for child in psutil.Process(self.engine().pid).children():
             try:
-                if "fedmt_flower.device.zygote" in child.cmdline() and child.pid not in workers:
-                    return int(child.pid)
+                if "fedmt_flower.device" in " ".join(child.cmdline()) and child.pid not in workers:
+                    found.append(int(child.pid))
             except psutil.Error:  # gone meanwhile
                 continue
-        return 0
+        return sorted(found)
 
     def strangers(self) -> list[int]:
-        """Processes of this scene that are neither an engine, nor its zygote, nor an idle worker."""
-        known = {self.engine().pid, self.zygote(), *self._workers()}
+        """Processes of this scene that are neither an engine, its keeper or zygotes, nor an idle worker."""
+        engine = self.engine().pid
+        known = {engine, psutil.Process(engine).ppid(), *self.zygotes(), *self._workers()}
         return [pid for pid in processes_marked("FEDMT_HOME", str(self.home)) if pid not in known]
 
     def memory_files(self) -> list[str]:
-        """Memory files of weights that the engine or its zygote hold open."""
+        """Memory files of weights that the engine or its zygotes hold open."""
         held = []
-        for pid in filter(None, (self.engine().pid, self.zygote())):
+        for pid in (self.engine().pid, *self.zygotes()):
             for fd in Path(f"/proc/{pid}/fd").iterdir():
                 try:
                     target = os.readlink(fd)
