@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -30,20 +31,90 @@ class ArraySpec:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 @dataclass(frozen=True, slots=True)
-class _Header:
+class Head:
+    """What stands before an array's values in npy form; `npy` is its bytes."""
+
     spec: ArraySpec
     fortran: bool
-    offset: int
+    npy: bytes
+
+
+class Storage(Protocol):
+    """Where the values of arrays lie."""
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """The bytes there; writable only if they are a copy."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A `Storage` in memory."""
+
+    data: bytes
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """See `Storage`."""
+        return memoryview(self.data)[offset : offset + size]
+
+
+class StoredArray(Array):
+    """An Array whose values lie in a `Storage` and are read when they are asked for.
+
+    Whoever sets its `data` makes it an ordinary one.
+    """
+
+    __qualname__ = "Array"  # under which Flower sends it on
+
+    def __init__(self, head: Head, storage: Storage, offset: int) -> None:
+        self.head, self._storage, self._offset = head, storage, offset
+        self.dtype, self.shape, self.stype = str(head.spec.dtype), head.spec.shape, STYPE
+
+    @classmethod
+    def of_values(cls, spec: ArraySpec, storage: Storage, offset: int) -> StoredArray:
+        """An array in C order."""
+        return cls(_head(spec), storage, offset)
+
+    @property
+    def data(self) -> bytes:
+        """The array in npy form, made anew."""
+        return b"".join((self.head.npy, self.values()))
+
+    @data.setter
+    def data(self, data: bytes) -> None:
+        self.__class__ = Array  # type: ignore[assignment]
+        self.__dict__["data"] = data
+
+    def values(self) -> memoryview:
+        """The bytes of the values; writable only if they are a copy."""
+        return self._storage.view(self._offset, self.head.spec.size_bytes)
+
+    def numpy(self) -> NDArray[Any]:
+        """The array; it is the caller's own, as from any Array."""
+        array = _shaped(self.head, self.values())
+        return array if array.flags.writeable else array.copy(order="K")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array):
+            return NotImplemented
+        mine, theirs = ((one.dtype, one.shape, one.stype, one.data) for one in (self, other))
+        return mine == theirs
+
+    def __reduce__(self) -> tuple[type[Array], tuple[Any, ...]]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
 def from_numpy(array: NDArray[Any]) -> Array:
     """`array` as Flower's Array: the bytes that Flower itself would write, copied once."""
-    stream = io.BytesIO()
-    npy.write_array_header_1_0(stream, {**npy.header_data_from_array_1_0(array), "fortran_order": False})
     values = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    data = b"".join((stream.getvalue(), values))
+    data = b"".join((_head(ArraySpec(array.dtype, array.shape)).npy, values))
     return Array(dtype=str(array.dtype), shape=tuple(array.shape), stype=STYPE, data=data)
 
 
@@ -55,9 +126,34 @@ def to_numpy(array: Array) -> NDArray[Any]:
     ValueError
         If `array` is not in npy form or its bytes are not as many as its own header says.
     """
-    header = _read_header(array)
-    flat = np.frombuffer(array.data, header.spec.dtype, offset=header.offset)
-    return flat.reshape(header.spec.shape, order="F" if header.fortran else "C")
+    values = _shaped(read_head(array), raw_values(array))
+    values.flags.writeable = False
+    return values
+
+
+def raw_values(array: Array) -> memoryview:
+    """The bytes of the values of `array`, in the order that its head tells."""
+    if isinstance(array, StoredArray):
+        return array.values()
+    return memoryview(array.data)[len(read_head(array).npy) :]
+
+
+def read_head(array: Array) -> Head:
+    """What `array` says of itself.
+
+    Raises
+    ------
+    ValueError
+        If that is not npy form, or not as many bytes follow as it says.
+    """
+    return array.head if isinstance(array, StoredArray) else _parse_head(array)
+
+
+def settle(record: Mapping[str, Array]) -> None:
+    """Have every array of `record` in memory: it outlives the storage of the turn that it comes from."""
+    for array in record.values():
+        if isinstance(array, StoredArray):
+            array.data = array.data
 
 
 def to_record(weights: Weights) -> ArrayRecord:
@@ -84,7 +180,7 @@ def spec_of(record: Mapping[str, Array]) -> dict[str, ArraySpec]:
     specs = {}
     for name, array in record.items():
         try:
-            specs[name] = _read_header(array).spec
+            specs[name] = read_head(array).spec
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
     return specs
@@ -98,7 +194,8 @@ def digest(record: Mapping[str, Array]) -> str:
     total = hashlib.sha256()
     for name, array in record.items():
         total.update(name.encode() + b"\0")
-        total.update(array.data)
+        total.update(read_head(array).npy)
+        total.update(raw_values(array))
     return total.hexdigest()
 
 
@@ -123,7 +220,7 @@ def find_fault(record: Mapping[str, Array], expected: Mapping[str, ArraySpec]) -
 
 def _fault(array: Array, expected: ArraySpec) -> str:
     try:
-        got = _read_header(array).spec
+        got = read_head(array).spec
     except ValueError as error:
         return str(error)
     if got.shape != expected.shape:
@@ -136,7 +233,21 @@ def _fault(array: Array, expected: ArraySpec) -> str:
     return ""
 
 
-def _read_header(array: Array) -> _Header:
+def _shaped(head: Head, values: memoryview) -> NDArray[Any]:
+    flat = np.frombuffer(values, head.spec.dtype)
+    return flat.reshape(head.spec.shape, order="F" if head.fortran else "C")
+
+
+@functools.lru_cache(maxsize=4096)
+def _head(spec: ArraySpec) -> Head:
+    """The head of an array in C order: the bytes that numpy itself would write."""
+    stream = io.BytesIO()
+    entries = {"descr": npy.dtype_to_descr(spec.dtype), "fortran_order": False, "shape": spec.shape}
+    npy.write_array_header_1_0(stream, entries)
+    return Head(spec, fortran=False, npy=stream.getvalue())
+
+
+def _parse_head(array: Array) -> Head:
     if array.stype != STYPE:
         raise ValueError(f"expected an array as {STYPE!r}, got {array.stype!r}")
     # Only the head is copied into the stream; numpy refuses headers above 10,000 characters.
@@ -150,11 +261,11 @@ def _read_header(array: Array) -> _Header:
         # numpy parses it as Python's source: a nested one raised MemoryError, an open bracket TokenError.
         cause = " ".join(str(error).split())[:_LONGEST]
         raise ValueError(f"its npy header is broken: {type(error).__name__}: {cause}") from error
-    offset = stream.tell()
     if dtype.hasobject:
         raise ValueError(f"expected numbers, got {dtype}")
-    size = math.prod(shape) * dtype.itemsize
+    spec = ArraySpec(dtype, tuple(shape))
+    rest = len(array.data) - stream.tell()
     # np.load would first allocate whatever the header claims.
-    if min(shape, default=0) < 0 or size != len(array.data) - offset:
-        raise ValueError(f"expected {size} bytes of {dtype} {list(shape)}, got {len(array.data) - offset}")
-    return _Header(spec=ArraySpec(dtype, tuple(shape)), fortran=fortran, offset=offset)
+    if min(shape, default=0) < 0 or spec.size_bytes != rest:
+        raise ValueError(f"expected {spec.size_bytes} bytes of {dtype} {list(shape)}, got {rest}")
+    return Head(spec, fortran=fortran, npy=array.data[: stream.tell()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,9 @@ def build_client_app(configure: Callable[[Context], Site], *, mods: Sequence[Mod
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return Message(codec.encode_hello(configure(context).hello), reply_to=message)
+        # A mod reads the arrays one by one.
+        hello = replace(configure(context).hello, unpacks=not mods)
+        return Message(codec.encode_hello(hello), reply_to=message)
 
     @app.train(mods=list(mods))
     def train(message: Message, context: Context) -> Message:
@@ -118,7 +121,7 @@ def _answer(message: Message, site: Site, mode: Mode, *, complete: bool = False)
         report, weights = site.play(number, shares)
         if complete:
             weights = {task: weights.get(task, share.weights) for task, share in shares.items()}
-        content = codec.encode_answer(report, weights)
+        content = codec.encode_answer(report, weights, packed=codec.is_packed(message.content))
     return Message(content, reply_to=message)
 
 

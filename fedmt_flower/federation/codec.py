@@ -3,8 +3,10 @@
 Three wires are spoken. *Plain*: what any single-task app under Flower's own strategies sees; it is passed
 on untouched. *Package*: all tasks of a node in one message, with one record of each type, so that mods
 which expect exactly one keep working. Arrays, metrics and configuration values have flat keys
-``task/name``; a task's name has no slash. What is left of a package travels as JSON under one key of the
-ConfigRecord. *Legacy*: either of the two in the records that a `client_fn` app reads and writes.
+``task/name``; a task's name has no slash. Where nothing stands between server and client that looks at them,
+the arrays of a task are packed into one, under the key ``task``. What is left of a package travels as JSON
+under one key of the ConfigRecord. *Legacy*: either of the two in the records that a `client_fn` app reads
+and writes, never packed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from flwr.app.typing import ConfigRecordValues
 from fedmt_flower.device.contract import Weights
 from fedmt_flower.domain.round import Mode, RoundReport
 from fedmt_flower.errors import FederationError
+from fedmt_flower.federation import packing
 from fedmt_flower.federation.arrays import spec_of, to_record, to_weights
 from fedmt_flower.federation.package import Answer, Hello, Part, Share
 
@@ -86,7 +89,7 @@ def legacy_query() -> RecordDict:
 
 def encode_package(round_number: int, parts: Mapping[str, Part]) -> RecordDict:
     """One message's content for all `parts`; it shares their arrays."""
-    arrays = flatten({task: part.arrays for task, part in parts.items()}, ArrayRecord())
+    arrays = _array_entries({task: part.arrays for task, part in parts.items()})
     config = flatten({task: part.config for task, part in parts.items()}, ConfigRecord())
     modes = {task: part.mode for task, part in parts.items()}
     deadlines = {task: part.deadline_s for task, part in parts.items() if part.deadline_s is not None}
@@ -99,11 +102,13 @@ def decode_package(content: RecordDict) -> tuple[int, dict[str, Share]] | None:
     config = _config(content, CONFIG)
     if _JSON not in config:
         return None
-    try:
-        weights = to_weights(_array_record(content))
-    except ValueError as error:
-        raise FederationError(f"package: array {error}") from error
-    return _shares(weights, config)
+    arrays = {}
+    for task, record in _task_arrays("package", content).items():
+        try:
+            arrays[task] = to_weights(record)
+        except ValueError as error:
+            raise FederationError(f"package: task {task!r}, array {error}") from error
+    return _shares(arrays, config)
 
 
 def decode_legacy_package(
@@ -115,12 +120,12 @@ def decode_legacy_package(
     names = _from_json(config.get(_NAMES), list[str])
     if len(names) != len(parameters):
         raise FederationError(f"package: {len(parameters)} arrays for {len(names)} names")
-    return _shares(dict(zip(names, parameters, strict=True)), config)
+    return _shares(split(dict(zip(names, parameters, strict=True))), config)
 
 
-def _shares(weights: Weights, config: Mapping[str, Any]) -> tuple[int, dict[str, Share]]:
+def _shares(arrays: Mapping[str, Weights], config: Mapping[str, Any]) -> tuple[int, dict[str, Share]]:
     header = _from_json(config[_JSON], _Header)
-    arrays, configs = split(weights), split(config)
+    configs = split(config)
     shares = {
         task: Share(
             mode=mode,
@@ -136,9 +141,14 @@ def _shares(weights: Weights, config: Mapping[str, Any]) -> tuple[int, dict[str,
 # --- Answers, from a node to the server ------------------------------------------------------------------
 
 
-def encode_answer(report: RoundReport, weights: Mapping[str, Weights]) -> RecordDict:
-    """A node's reply to a package."""
-    arrays = flatten({task: to_record(state) for task, state in weights.items()}, ArrayRecord())
+def encode_answer(report: RoundReport, weights: Mapping[str, Weights], *, packed: bool = False) -> RecordDict:
+    """A node's reply to a package, its arrays packed by task if they came so."""
+    arrays = _array_entries(
+        {
+            task: packing.pack(state) if packed and packing.can_pack(state) else to_record(state)
+            for task, state in weights.items()
+        }
+    )
     metrics = flatten(_train_metrics(report, weights), MetricRecord())
     config = ConfigRecord({_JSON: _to_json(report)})
     return RecordDict({ARRAYS: arrays, METRICS: metrics, CONFIG: config})
@@ -158,13 +168,16 @@ def decode_answer(content: RecordDict) -> Answer:
     report = decode_report(content)
     if report is None:
         raise FederationError("reply: no report in it, expected that of a fedmt_flower client")
-    arrays: dict[str, ArrayRecord] = {}
-    for task, entries in split(_array_record(content)).items():
-        arrays[task] = fill(ArrayRecord(), entries)
+    arrays = _task_arrays("reply", content)
     record = content.get(METRICS)
     values = split(record) if isinstance(record, MetricRecord) else {}
     metrics = {task: fill(MetricRecord(), entries) for task, entries in values.items()}
     return Answer(report=report, arrays=arrays, metrics=metrics)
+
+
+def is_packed(content: RecordDict) -> bool:
+    """Whether any task's arrays are packed in `content`."""
+    return any(array.stype == packing.STYPE for array in _array_record(content).values())
 
 
 def decode_report(content: RecordDict) -> RoundReport | None:
@@ -282,6 +295,28 @@ def _name(positional: ArrayRecord, names: list[str]) -> ArrayRecord:
 
 
 # --- Keys and JSON ------------------------------------------------------------------------------------------
+
+
+def _array_entries(tasks: Mapping[str, ArrayRecord | Array]) -> ArrayRecord:
+    """One record of the arrays of all `tasks`: under ``task`` where they are packed, else ``task/name``."""
+    record = fill(ArrayRecord(), {task: one for task, one in tasks.items() if isinstance(one, Array)})
+    return flatten({task: one for task, one in tasks.items() if isinstance(one, ArrayRecord)}, record)
+
+
+def _task_arrays(what: str, content: RecordDict) -> dict[str, ArrayRecord]:
+    """The inverse of `_array_entries`; FederationError, of `what`, if a packed task cannot be read."""
+    found = _array_record(content)
+    tasks = {task: fill(ArrayRecord(), entries) for task, entries in split(found).items()}
+    for task, array in found.items():
+        if "/" in task or array.stype != packing.STYPE:
+            continue
+        if task in tasks:
+            raise FederationError(f"{what}: task {task!r} is there both packed and array by array")
+        try:
+            tasks[task] = packing.unpack(array)
+        except ValueError as error:
+            raise FederationError(f"{what}: packed task {task!r}: {error}") from error
+    return tasks
 
 
 def flatten(tasks: Mapping[str, Mapping[str, Any]], record: R) -> R:

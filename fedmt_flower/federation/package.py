@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from flwr.app.typing import ConfigRecordValues
 
 from fedmt_flower.device.contract import Weights
@@ -18,10 +18,19 @@ UNNAMED_TASK = "the message names no task"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """What a node says of itself: the name of its site and the tasks that it hosts."""
+    """What a node says of itself.
+
+    Parameters
+    ----------
+    site, tasks
+        The name of its site and the tasks that it hosts.
+    unpacks
+        Whether its app takes the arrays of a task packed into one: nothing in it looks at messages before.
+    """
 
     site: str
     tasks: tuple[str, ...]
+    unpacks: bool = False
 
     def __post_init__(self) -> None:
         check_name("site", self.site)
@@ -31,10 +40,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One task of a package, as the server sends it."""
+    """One task of a package, as the server sends it; its arrays one by one or packed into one."""
 
     mode: Mode
-    arrays: ArrayRecord
+    arrays: ArrayRecord | Array
     config: ConfigRecord
     deadline_s: float | None = None
 

@@ -38,6 +38,8 @@ class Peer:
         Those of the federation's tasks that it hosts.
     packages
         Whether it understands packages, else it is given plain messages of its one task.
+    unpacks
+        Whether it takes a task's arrays packed into one.
     legacy
         Whether it runs a `client_fn`.
     """
@@ -46,6 +48,7 @@ class Peer:
     site: str
     tasks: tuple[str, ...]
     packages: bool = False
+    unpacks: bool = False
     legacy: bool = False
 
 
@@ -173,7 +176,8 @@ class Roster:
             self._peers[one].site == hello.site for one in self._online if one in self._peers and one != node
         ):
             _log.warning("site %r: two nodes give this name; give each its own", hello.site)
-        return Peer(node=node, site=hello.site, tasks=tasks, packages=True, legacy=legacy)
+        unpacks = hello.unpacks and not legacy
+        return Peer(node=node, site=hello.site, tasks=tasks, packages=True, unpacks=unpacks, legacy=legacy)
 
     def _leave_out(self, node: int, why: str) -> None:
         _log.warning(

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedmt_flower.domain.history import FederationRound, TaskRound
 from fedmt_flower.errors import FederationError, FedMTError, TaskError
+from fedmt_flower.federation.arrays import settle
 from fedmt_flower.federation.exchange import Post
 from fedmt_flower.federation.resumption import drawing
 from fedmt_flower.federation.roster import Roster
@@ -50,6 +51,8 @@ class Rounds:
         Seconds of a round that tasks may wait for more nodes to join.
     seed
         Seed of what strategies draw at random, or None.
+    packs
+        Whether arrays may be packed: False if somebody else handles the messages.
     """
 
     def __init__(
@@ -61,12 +64,14 @@ class Rounds:
         timeout: float,
         join_timeout: float,
         seed: int | None = None,
+        packs: bool = True,
     ) -> None:
         self.tracks = tracks
         self.grid = grid
         self.seed = seed
         self._timeout = timeout
         self._join_timeout = join_timeout
+        self._packs = packs
         self._post = Post(grid)
         self._roster = Roster(tuple(track.name for track in tracks), discover=discover)
         self._alone = len(tracks) == 1
@@ -126,7 +131,7 @@ class Rounds:
 
     def turn(self, number: int) -> Turn:
         """A new exchange of round `number`."""
-        return Turn(number, self._roster, self.tracks)
+        return Turn(number, self._roster, self.tracks, packs=self._packs)
 
     def ask(self, track: Track, kind: Kind, number: int, turn: Turn, deadline: float) -> None:
         """Let the strategy of `track` say what it wants of which node; nothing below its quorum."""
@@ -142,9 +147,10 @@ class Rounds:
     def aggregate_train(self, track: Track, number: int, turn: Turn) -> None:
         """Let the strategy of `track` make its next model out of the replies."""
         outcome = self._outcomes[track.name]
-        outcome.failures += turn.failures[track.name]
+        outcome.failures += turn.failures(track.name)
         replies = self._in_order(turn.replies(track.name, Kind.TRAIN))
         sites = turn.sites(track.name, Kind.TRAIN)
+        turn.release(track.name, Kind.TRAIN)
         if len(sites) < track.rules.quorum:
             outcome.failures.append(_too_few(track, f"updates: {len(sites)}"))
             return
@@ -158,6 +164,7 @@ class Rounds:
         if arrays is None:
             _log.error("Round %d, task %r: no update could be used, it keeps its model", number, track.name)
             return
+        settle(arrays)
         track.arrays = track.result.arrays = arrays
         track.updates += 1
         outcome.sites = sites
@@ -173,7 +180,7 @@ class Rounds:
         for turn in turns:
             by_node.update(turn.replies(track.name, Kind.EVALUATE))
             if not turn.asks(track.name, Kind.TRAIN):
-                outcome.failures += turn.failures[track.name]
+                outcome.failures += turn.failures(track.name)
         if not by_node:
             return
         replies = self._in_order(by_node)
@@ -267,18 +274,24 @@ class Rounds:
         )
 
     def _exchange(self, turn: Turn) -> None:
-        nodes = turn.nodes()
-        by_node = self._send(turn, nodes)
+        amiss = self._send(turn, turn.nodes())
         # On the wire that they turned out to speak: the round is not lost.
-        by_node |= self._send(turn, self._roster.reconsider(self.grid, by_node))
-        for node, reply in by_node.items():
+        again = self._roster.reconsider(self.grid, amiss)
+        amiss = {node: reply for node, reply in amiss.items() if node not in again} | self._send(turn, again)
+        for node, reply in amiss.items():
             turn.take(node, reply)
 
     def _send(self, turn: Turn, nodes: list[int]) -> dict[int, Message | None]:
+        """Have `turn` take in each reply as it comes; the errors, and None for a node without any reply."""
         messages = [turn.message(node) for node in nodes]
         patience = [min(turn.patience(node), self._timeout) for node in nodes]
-        received = self._post.exchange(messages, patience, [turn.name(node) for node in nodes])
-        return dict(zip(nodes, received, strict=True))
+        amiss: dict[int, Message | None] = {}
+        for place, reply in self._post.exchange(messages, patience, [turn.name(node) for node in nodes]):
+            if reply is None or reply.has_error():
+                amiss[nodes[place]] = reply
+            else:
+                turn.take(nodes[place], reply)
+        return amiss
 
     def _blame(self, track: Track, method: str, error: Exception) -> None:
         text = " ".join(str(error).split())

@@ -282,6 +282,7 @@ class FedMT(Strategy):
                 timeout=3600,
                 join_timeout=self._join_timeout,
                 seed=self._seed,
+                packs=False,  # whoever drives the rounds may look into the messages
             )
         rounds = self._merged
         given, settings = codec.split(arrays), codec.split(config)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedmt_flower.domain.history import SiteAnswer
 from fedmt_flower.domain.round import Mode, RoundReport, Status, TaskRules
 from fedmt_flower.errors import ConfigError, FederationError, TaskError
-from fedmt_flower.federation import codec
-from fedmt_flower.federation.arrays import ArraySpec, digest, find_fault
+from fedmt_flower.federation import codec, packing
+from fedmt_flower.federation.arrays import ArraySpec, digest, find_fault, to_weights
 from fedmt_flower.federation.package import Answer, Part
 from fedmt_flower.federation.roster import Peer, Roster
+from fedmt_flower.federation.spool import Spool
 from fedmt_flower.federation.tracks import Track
 
 _REFUSED = 2
@@ -46,11 +48,17 @@ class Turn:
         The nodes.
     tracks
         The tasks.
+    packs
+        Whether arrays are packed for the nodes that can unpack them: only if nobody but this turn and the
+        clients handles the messages.
     """
 
-    def __init__(self, round_number: int, roster: Roster, tracks: Iterable[Track]) -> None:
+    def __init__(self, round_number: int, roster: Roster, tracks: Iterable[Track], *, packs: bool) -> None:
         self._round = round_number
         self._roster = roster
+        self._packs = packs
+        self._packed: dict[str, tuple[ArrayRecord, ArrayRecord | Array]] = {}
+        self._spool = Spool()
         self._specs: dict[str, Mapping[str, ArraySpec]] = {}
         self._weighted_by: dict[str, str] = {}
         self._rules: dict[str, TaskRules] = {}
@@ -61,8 +69,9 @@ class Turn:
         self._sent: dict[int, Message] = {}
         self._asked: dict[int, dict[str, dict[Kind, Message]]] = {}
         self._replies: dict[tuple[str, Kind], dict[int, Message]] = {}
+        self._updates: dict[int, dict[str, str]] = defaultdict(dict)
+        self._notes: dict[str, dict[int, list[str]]] = {task: defaultdict(list) for task in self._specs}
         self.answers: dict[int, SiteAnswer] = {}
-        self.failures: dict[str, list[str]] = {task: [] for task in self._specs}
 
     # --- In the making
 
@@ -112,11 +121,7 @@ class Turn:
         peer, asked = self._roster.peer(node), self._asked[node]
         if peer.packages:
             # A task that the node turned out not to host is left to `take`.
-            parts = {
-                task: replace(_merge(task, asked[task]), deadline_s=self._rules[task].deadline_s)
-                for task in asked
-                if task in peer.tasks
-            }
+            parts = {task: self._part(task, asked[task], peer) for task in asked if task in peer.tasks}
             content = codec.encode_package(self._round, parts)
             trains = any(part.mode.trains for part in parts.values())
             kind = str(Kind.TRAIN if trains else Kind.EVALUATE)
@@ -128,6 +133,22 @@ class Turn:
         if peer.legacy:
             content = codec.to_legacy(content, kind)
         return Message(content=content, message_type=kind, dst_node_id=node)
+
+    def _part(self, task: str, asked: Mapping[Kind, Message], peer: Peer) -> Part:
+        part = replace(_merge(task, asked), deadline_s=self._rules[task].deadline_s)
+        return replace(part, arrays=self._pack(task, part.arrays)) if self._packs and peer.unpacks else part
+
+    def _pack(self, task: str, arrays: ArrayRecord | Array) -> ArrayRecord | Array:
+        """`arrays` packed, once for all nodes; as they are if they cannot be."""
+        before, packed = self._packed.get(task, (None, arrays))
+        if before is not arrays and isinstance(arrays, ArrayRecord):
+            try:
+                weights = to_weights(arrays)
+                packed = packing.pack(weights) if packing.can_pack(weights) else arrays
+            except ValueError:  # in another form than NumPy's, which is the client's to read
+                packed = arrays
+            self._packed[task] = arrays, packed
+        return packed
 
     def _plain(self, node: int) -> Message:
         """The one message of a strategy to a node that knows nothing of packages."""
@@ -158,12 +179,7 @@ class Turn:
         if report is not None and not peer.packages:
             self._roster.name(node, report.site)
         site = self._roster.peer(node).site
-        updates = {
-            task: digest(record)
-            for (task, kind), replies in self._replies.items()
-            if kind is Kind.TRAIN and node in replies and not replies[node].has_error()
-            for record in replies[node].content.array_records.values()
-        }
+        updates = self._updates.pop(node, {})
         self.answers[node] = SiteAnswer(site=site, node=node, report=report, error=error, updates=updates)
 
     def take_all(self, replies: Iterable[Message]) -> None:
@@ -180,6 +196,16 @@ class Turn:
     def replies(self, task: str, kind: Kind) -> Mapping[int, Message]:
         """By node, what the strategy of `task` is to aggregate; error replies included."""
         return self._replies.get((task, kind), {})
+
+    def release(self, task: str, kind: Kind) -> None:
+        """Let go of `replies`, and of the room that they take."""
+        self._replies.pop((task, kind), None)
+
+    def failures(self, task: str) -> list[str]:
+        """What went wrong with `task`, a line each, by site name."""
+        notes = self._notes[task]
+        lines = (line for node in sorted(notes, key=self._roster.rank) for line in notes[node])
+        return list(dict.fromkeys(lines))
 
     def sites(self, task: str, kind: Kind) -> tuple[str, ...]:
         """Names of the sites whose reply is no error, in the order of `replies`."""
@@ -246,8 +272,13 @@ class Turn:
     def _settle(self, peer: Peer, task: str, kind: Kind, reply: Message, fault: str) -> None:
         if fault:
             self._refuse(peer, task, fault, kinds=(kind,))
-        else:
-            self._replies.setdefault((task, kind), {})[peer.node] = reply
+            return
+        records = reply.content.array_records
+        if kind is Kind.TRAIN and len(records) == 1:
+            ((key, update),) = records.items()
+            self._updates[peer.node][task] = digest(update)
+            reply.content[key] = self._spool.put(update)
+        self._replies.setdefault((task, kind), {})[peer.node] = reply
 
     def _refuse_all(self, peer: Peer, cause: str, code: int = _REFUSED) -> None:
         for task in self._asked[peer.node]:
@@ -272,8 +303,8 @@ class Turn:
     def _note(self, peer: Peer, task: str, cause: str) -> str:
         named = repr(task) in cause and repr(peer.site) in cause
         line = cause if named else f"site {peer.site!r}, task {task!r}: {cause}"
-        if line not in self.failures[task]:
-            self.failures[task].append(line)
+        if line not in self._notes[task][peer.node]:
+            self._notes[task][peer.node].append(line)
         return line
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fedmt_flower.errors import ConfigError, FederationError
 from fedmt_flower.federation import codec
 from fedmt_flower.federation.arrays import to_record
 from fedmt_flower.federation.package import Hello, Part
+from fedmt_flower.federation.packing import pack
 
 STATES: dict[str, dict[str, Any]] = {
     "seg": {"conv/0.weight": np.ones((2, 2), np.float32), "count": np.array(3)},
@@ -59,6 +61,45 @@ def test_a_package_has_one_record_of_a_type_and_shares_its_arrays() -> None:
     }
     assert content["arrays"]["det/weight"] is PARTS["det"].arrays["weight"]
     check(codec.decode_package(content))
+
+
+def packed_parts() -> dict[str, Part]:
+    return {task: replace(part, arrays=pack(STATES[task])) for task, part in PARTS.items()}
+
+
+def test_a_package_has_one_array_for_each_packed_task() -> None:
+    parts = packed_parts()
+    content = codec.encode_package(4, parts)
+    assert content["arrays"] == {task: part.arrays for task, part in parts.items()}
+    assert codec.is_packed(content)
+    assert not codec.is_packed(codec.encode_package(4, PARTS))
+    check(codec.decode_package(content))
+
+
+def test_a_package_may_be_packed_in_part() -> None:
+    content = codec.encode_package(4, {**packed_parts(), "det": PARTS["det"]})
+    assert list(content["arrays"]) == ["seg", "det/weight"]
+    check(codec.decode_package(content))
+
+
+def test_a_packed_answer_is_the_answer() -> None:
+    states = {"seg": STATES["seg"], "text": {"words": np.array(["a"])}}
+    content = codec.encode_answer(
+        replace(REPORT, tasks=(*REPORT.tasks, replace(REPORT.tasks[0], task="text"))), states, packed=True
+    )
+    assert list(content["arrays"]) == ["seg", "text/words"]
+    answer = codec.decode_answer(content)
+    assert answer.arrays == {task: to_record(state) for task, state in states.items()}
+
+
+def test_a_packed_task_that_cannot_be_read_is_named() -> None:
+    content = codec.encode_package(4, packed_parts())
+    content["arrays"]["seg"].data = b"junk"
+    with pytest.raises(FederationError, match="package: packed task 'seg': its header is of"):
+        codec.decode_package(content)
+    content["arrays"]["seg/count"] = PARTS["seg"].arrays["count"]
+    with pytest.raises(FederationError, match="task 'seg' is there both packed and array by array"):
+        codec.decode_package(content)
 
 
 def test_a_package_in_legacy_records() -> None:
@@ -120,7 +161,7 @@ def test_a_header_that_cannot_be_read(header: Any, line: str) -> None:
 
 
 def test_a_hello_of_names_that_cannot_be() -> None:
-    hello = Hello(site="ward", tasks=("seg",))
+    hello = Hello(site="ward", tasks=("seg",), unpacks=True)
     assert codec.decode_hello(codec.encode_hello(hello)) == hello
     for text in ('{"site": "a/b", "tasks": []}', '{"site": "a", "tasks": ["б"]}'):
         with pytest.raises((FederationError, ConfigError), match="name"):
@@ -130,7 +171,7 @@ def test_a_hello_of_names_that_cannot_be() -> None:
 def test_an_array_that_cannot_be_read_is_named() -> None:
     content = codec.encode_package(4, PARTS)
     content["arrays"]["seg/count"] = Array(dtype="int64", shape=(), stype="numpy.ndarray", data=b"junk")
-    with pytest.raises(FederationError, match="package: array 'seg/count'"):
+    with pytest.raises(FederationError, match="package: task 'seg', array 'count'"):
         codec.decode_package(content)
 
 

@@ -18,7 +18,7 @@ from fedmt_flower.domain.plan import RoundPlan, Sharing, TaskPlan
 from fedmt_flower.domain.round import RoundReport, Status, TaskReport
 from fedmt_flower.domain.timeline import Phase, Span
 from fedmt_flower.errors import FederationError
-from fedmt_flower.federation import codec
+from fedmt_flower.federation import codec, packing
 from fedmt_flower.federation.arrays import STYPE, ArraySpec, find_fault, from_numpy, to_numpy
 
 SPEC = {"w": ArraySpec(np.dtype(np.float32), (2, 2))}
@@ -76,8 +76,13 @@ arrays = st.builds(
     Array,
     dtype=st.text(max_size=4),
     shape=st.just((2, 2)),
-    stype=st.just(STYPE) | st.text(max_size=4),
-    data=contents,
+    stype=st.sampled_from([STYPE, packing.STYPE]) | st.text(max_size=4),
+    data=contents
+    | st.builds(
+        lambda header, data: len(header).to_bytes(8, "little") + header + data,
+        json_values.map(json.dumps).map(str.encode),
+        st.binary(max_size=32),
+    ),
 )
 
 

@@ -24,6 +24,7 @@ from fedmt_flower import FedMT, Task, client_app
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.errors import ConfigError, FederationError
+from fedmt_flower.federation import packing
 from fedmt_flower.federation.arrays import digest
 from fedmt_flower.federation.record import entries
 
@@ -83,12 +84,24 @@ def changed(key: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[M
     """A tamperer that changes one array of a package's reply."""
 
     def tamper(sent: Message, reply: Message) -> Message:
-        if reply.has_content() and key in reply.content.array_records.get("arrays", {}):
-            record = reply.content.array_records["arrays"]
+        record = one_by_one(reply)
+        if key in record:
             record[key] = Array(change(record[key].numpy()))
         return reply
 
     return tamper
+
+
+def one_by_one(reply: Message) -> ArrayRecord:
+    """The arrays of a package's reply, which are unpacked in it."""
+    if not reply.has_content() or "arrays" not in reply.content:
+        return ArrayRecord()
+    record = reply.content.array_records["arrays"]
+    for task, packed in list(record.items()):
+        for name, array in packing.unpack(packed).items():
+            record[f"{task}/{name}"] = array
+        del record[task]
+    return record
 
 
 # --- What travels
@@ -237,8 +250,7 @@ def test_an_invalid_update_is_left_out_for_its_task_and_node_alone(
 
 def test_updates_of_other_names_are_left_out(run: Run) -> None:
     def rename(sent: Message, reply: Message) -> Message:
-        if reply.has_content() and "arrays" in reply.content:
-            record = reply.content.array_records["arrays"]
+        if record := one_by_one(reply):
             record["det/extra"] = record.pop("det/0.bias") if "det/0.bias" in record else Array(np.ones(2))
         return reply
 

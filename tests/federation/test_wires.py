@@ -260,6 +260,51 @@ def test_a_failed_task_of_a_plain_message_is_an_error(grid: Any, tasks: dict[str
         FedMT({"det": FedAvg()}, discover=True).start(grid, wrong, num_rounds=1)
 
 
+# --- How arrays travel
+
+
+def keys(messages: list[Message]) -> set[str]:
+    contents = [message.content for message in messages if message.has_content()]
+    return {key for content in contents for record in content.array_records.values() for key in record}
+
+
+def test_arrays_travel_packed_by_task(grid: Any, tasks: dict[str, Task], models: Models) -> None:
+    populate(grid, client_app(*tasks.values(), device=INLINE))
+    FedMT({name: FedAvg() for name in tasks}).start(grid, models(), num_rounds=1)
+    assert keys(grid.sent) == keys(grid.received) == set(tasks)
+
+
+def test_whoever_looks_at_messages_finds_the_arrays_one_by_one(
+    grid: Any, tasks: dict[str, Task], models: Models
+) -> None:
+    """A mod on the client, a program that drives the strategy's four methods, an older record."""
+    flat = {f"{task}/{name}" for task, record in models().items() for name in record}
+    strategies = {name: FedAvg() for name in tasks}
+
+    def mod(message: Message, context: Context, call: Any) -> Message:
+        assert keys([message]) == flat
+        reply: Message = call(message, context)
+        assert keys([reply]) == flat
+        return reply
+
+    populate(grid, client_app(*tasks.values(), device=INLINE, mods=[mod]))
+    FedMT(strategies).start(grid, models(), num_rounds=1)
+    assert keys(grid.sent) == keys(grid.received) == flat
+
+    driven = type(grid)()
+    populate(driven, client_app(*tasks.values(), device=INLINE))
+    fedmt = FedMT({name: FedAvg() for name in tasks})
+    arrays = ArrayRecord(
+        {f"{task}/{name}": one for task, record in models().items() for name, one in record.items()}
+    )
+    sent = list(fedmt.configure_train(1, arrays, ConfigRecord(), driven))
+    replies = list(driven.send_and_receive(sent))
+    assert keys(sent) == keys(replies) == flat
+    updated, _ = fedmt.aggregate_train(1, replies)
+    assert updated is not None
+    assert set(updated) == flat
+
+
 # --- Mods
 
 
