@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,34 @@ def choose_kernels(deterministic: bool) -> None:
         # cuBLAS reads it when it first starts in this process.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """The states of the global generators, those of `seed_everything`, as tensors and numbers."""
+    version, words, gauss = random.getstate()
+    legacy = np.random.get_state(legacy=False)
+    return {
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": (version, torch.tensor(words), gauss),
+        "numpy": (
+            torch.from_numpy(legacy["state"]["key"].astype(np.int64)),
+            int(legacy["state"]["pos"]),
+            int(legacy["has_gauss"]),
+            float(legacy["gauss"]),
+        ),
+    }
+
+
+def set_generator_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Set the global generators to what `generator_states` gave."""
+    torch.set_rng_state(states["torch"])
+    if states["device"] is not None:
+        torch.cuda.set_rng_state(states["device"], device)
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    key, *rest = states["numpy"]
+    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
 
 
 @contextmanager

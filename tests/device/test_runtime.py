@@ -153,7 +153,7 @@ def test_data_is_loaded_once_for_each_site_and_arguments() -> None:
 
 
 def test_progress_counts_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedmt_flower.device.runtime._PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr("fedmt_flower.device.execution._PROGRESS_EVERY_S", 0.0)
     told: list[Progress] = []
     TaskRuntime(STEPPED, "cpu").run(job(STEPPED), initial_weights(STEPPED, 1), told.append)
     assert [progress.samples for progress in told][-2:] == [2 * 97 - 17, 2 * 97]
