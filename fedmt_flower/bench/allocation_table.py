@@ -18,7 +18,9 @@ SETTINGS = {
 VOLUMES = {"1:1:1": (1, 1, 1), "1:2:3": (1, 2, 3)}
 """Ratios of Dᵢ, in the order of a setting's tasks."""
 TEMPORAL = "temporal"
-ORDER = ("timeslice", "isolated", "sharing", "static 60", "static 80", "100/(0.5 n)")
+EQUAL = ("isolated", "sharing", "static 60", "static 80", "100/(0.5 n)")
+"""The schemes with equal budgets."""
+ORDER = ("timeslice", *EQUAL, "fedmt", "fedmt, raw", "fedmt, fairness")
 """The rows between the two controls."""
 
 
@@ -69,6 +71,29 @@ def round_gain(samples: Sequence[Sample], setting: str, volume: str, scheme: str
     return spread(in_turn[r]["makespan_s"] / taken[r]["makespan_s"] for r in both) if both else None
 
 
+def rate_gain(samples: Sequence[Sample], setting: str, scheme: str, what: str) -> Spread | None:
+    """`what` (``raw`` or ``fairness``) of `scheme` over that of the best equal budgets, by repeat."""
+
+    def of(name: str) -> dict[int, float]:
+        taken = repeats(samples, f"{setting} | rates | {name}")
+        solos = {model: repeats(samples, f"{setting} | solo | {model}") for model in SETTINGS[setting]}
+        return {
+            r: sum(
+                rate / (solos[model][r]["rates"][model] if what == "fairness" else 1.0)
+                for model, rate in values["rates"].items()
+            )
+            for r, values in taken.items()
+            if all(r in solo for solo in solos.values())
+        }
+
+    ours, equal = of(scheme), [found for name in EQUAL if (found := of(name))]
+    if not ours or not equal:
+        return None
+    best = max(equal, key=lambda found: statistics.fmean(found.values()))
+    both = [r for r in ours if r in best]
+    return spread(ours[r] / best[r] for r in both) if both else None
+
+
 def above_solo(samples: Sequence[Sample], setting: str) -> list[str]:
     """Co-run rates above the task's solo rate by more than the solo's own spread, a line each."""
     lines = []
@@ -89,7 +114,11 @@ def above_solo(samples: Sequence[Sample], setting: str) -> list[str]:
 
 def fewest_repeats(samples: Sequence[Sample], setting: str) -> int:
     """Repeats of the cell of `setting` that has the fewest; 0 if nothing was measured."""
-    cells = [s.cell for s in samples if s.cell.startswith(f"{setting} |") and "volumes" not in s.cell]
+    cells = [
+        s.cell
+        for s in samples
+        if s.cell.startswith(f"{setting} |") and s.cell.split(" | ")[1] not in ("volumes", "plan")
+    ]
     return min(map(cells.count, set(cells)), default=0)
 
 

@@ -46,7 +46,7 @@ DRIVERS = {
 """The benchmarks, the most important first."""
 
 BUDGETS_S = {
-    "allocation": 340.0,
+    "allocation": 480.0,
     "round": 480.0,
     "regret": 480.0,
     "predict": 480.0,

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedmt_flower.bench import specimen
 from fedmt_flower.bench.driver import Options
+from fedmt_flower.device.models import Chosen, Models
 from fedmt_flower.device.samples import read_samples
 from fedmt_flower.domain.profile import CoRunSample, DeviceFeatures, TaskFeatures
 from fedmt_flower.errors import ConfigError
-from fedmt_flower.planning.analytic import AnalyticModel
-from fedmt_flower.planning.throughput import ThroughputModel
-from fedmt_flower.planning.xgboost_model import XGBoostModel, fit_xgboost
+from fedmt_flower.planning.xgboost_model import fit_xgboost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """A throughput model, and in a few words which one it is."""
-
-    model: ThroughputModel
-    origin: str
-
-
-def choose(options: Options, keep: Callable[[CoRunSample], bool] = lambda sample: True) -> Chosen:
-    """The model fitted to the profiles that were given, the one that was given, or the analytic estimate.
+def choose(
+    options: Options, device: DeviceFeatures, keep: Callable[[CoRunSample], bool] = lambda sample: True
+) -> Chosen:
+    """The model fitted to the profiles that were given; without any, the one with which an engine plans.
 
     Parameters
     ----------
     options
         Of the benchmark.
+    device
+        Where it runs.
     keep
         Which samples of the profiles to fit to.
 
@@ -40,37 +34,29 @@ def choose(options: Options, keep: Callable[[CoRunSample], bool] = lambda sample
         If a file is not what it should be.
     """
     if options.profiles:
-        samples = [sample for sample in profiled(options.profiles) if keep(sample)]
-        return Chosen(model=fit_xgboost(samples, threads=1), origin=f"fitted to {len(samples)} samples")
-    if options.model is not None:
-        model = load_model(options.model)
-        devices = ", ".join(model.card.devices)
-        return Chosen(model=model, origin=f"{model.card.samples} samples of {devices}")
-    return Chosen(model=AnalyticModel(), origin="the analytic estimate, fitted to nothing")
+        return _fitted([sample for sample in profiled(options.profiles) if keep(sample)])
+    return Models(str(options.backend)).choose(str(options.model or ""), device)
 
 
 def subjects(options: Options) -> tuple[Chosen, DeviceFeatures, tuple[TaskFeatures, ...]]:
     """A fitted model with a device and at least eight tasks to plan for: those given, or a specimen's."""
+    specimens = specimen.DEVICE, tuple(specimen.ZOO.values())
     if options.profiles:
         samples = profiled(options.profiles)
         found = {task.task: task for sample in samples for task in sample.tasks}
-        return choose(options), samples[0].device, tuple(found.values())
+        return _fitted(samples), samples[0].device, tuple(found.values())
     if options.model is not None:
-        return choose(options), specimen.DEVICE, tuple(specimen.ZOO.values())
-    samples = specimen.draw_samples()
-    chosen = Chosen(
-        model=fit_xgboost(samples, threads=1), origin=f"fitted to {len(samples)} samples of a made-up GPU"
+        return choose(options, specimen.DEVICE), *specimens
+    return _fitted(specimen.draw_samples()), *specimens
+
+
+def _fitted(samples: Sequence[CoRunSample]) -> Chosen:
+    devices = tuple(sorted({sample.device.name for sample in samples}))
+    return Chosen(
+        model=fit_xgboost(samples, threads=1),
+        basis=f"model fitted to {len(samples)} samples of {', '.join(devices)}",
+        devices=devices,
     )
-    return chosen, specimen.DEVICE, tuple(specimen.ZOO.values())
-
-
-def load_model(path: Path) -> XGBoostModel:
-    """Read what `fedmt fit` wrote; ConfigError if it is not that."""
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a model of fedmt fit ({error})") from error
-    return XGBoostModel.from_text(text)
 
 
 def profiled(paths: Sequence[Path]) -> list[CoRunSample]:

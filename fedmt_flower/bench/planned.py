@@ -9,13 +9,16 @@ import msgspec
 
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import solo
-from fedmt_flower.bench.models import profiled
+from fedmt_flower.bench.models import choose, profiled
 from fedmt_flower.bench.result import Json
+from fedmt_flower.device.models import Chosen
 from fedmt_flower.device.profiling import Probe, Profiler
 from fedmt_flower.device.survey import PERCENTAGES, QUARTER, device_steps
+from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
 from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import EngineError
+from fedmt_flower.planning.budgets import BudgetProblem
 from fedmt_flower.planning.features import quarter_share
 
 
@@ -44,6 +47,25 @@ def features(
         name: known.get(name) or msgspec.convert(values["task"], TaskFeatures)
         for name, values in found.items()
     }
+
+
+def problem_of(
+    bench: Bench,
+    profiler: Profiler,
+    tasks: Sequence[Task],
+    volumes: Mapping[str, int],
+    objective: Objective = Objective.MAKESPAN,
+) -> tuple[Chosen, BudgetProblem]:
+    """Eq. 5 for `tasks` at their own batch sizes and `volumes` in samples, and the model to solve it by."""
+    device, known = features(bench, profiler, tasks)
+    return choose(bench.options, device), BudgetProblem(
+        device=device,
+        tasks=tuple(known[task.name] for task in tasks),
+        batches=tuple((int(task.parameters["batch_size"]),) for task in tasks),
+        levels=(levels(profiler),) * len(tasks),
+        objective=objective,
+        samples=tuple(volumes[task.name] for task in tasks),
+    )
 
 
 def _measured(bench: Bench, profiler: Profiler, task: Task) -> dict[str, Json]:

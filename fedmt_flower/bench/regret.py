@@ -147,8 +147,8 @@ class _Study:
     def _choose(self) -> dict[str, Json]:
         """Our schedule for each objective, by a model that has not seen what the setting says."""
         setting = SETTINGS[self._name]
-        planning = choose(self._bench.options, setting.keeps)
         device, known = features(self._bench, self._profiler, self._tasks)
+        planning = choose(self._bench.options, device, setting.keeps)
         ours, predicted = {}, {}
         for objective in _OBJECTIVES:
             problem = BudgetProblem(
@@ -162,7 +162,7 @@ class _Study:
             ours[objective] = text(tuple(zip(found.batches, found.budgets, strict=True)))
             predicted[objective] = found.score
         return {
-            "model": planning.origin,
+            "model": planning.basis,
             "ours": ours,
             "predicted": predicted,
             "solo": {name: task.solo_rate for name, task in known.items()},

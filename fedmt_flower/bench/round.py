@@ -9,13 +9,10 @@ from typing import Final
 
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_task
-from fedmt_flower.bench.models import Chosen, choose
-from fedmt_flower.bench.planned import features, levels
+from fedmt_flower.bench.planned import features, problem_of
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.round_table import BEST, FEDMT, TEMPORAL, YIELDING, judge, markdown
 from fedmt_flower.device.profiling import Probe, Profiler
-from fedmt_flower.domain.allocation import Objective
-from fedmt_flower.planning.budgets import BudgetProblem
 from fedmt_flower.planning.search import solve
 
 CLAIM = "budgets chosen by a model make whole rounds as short as the best equal budgets, or shorter"
@@ -54,13 +51,11 @@ def settings(quick: bool) -> dict[str, Json]:
 
 def run(bench: Bench) -> bool:
     """Run every round of one mix after the other, since all their workers would not fit the memory."""
-    chosen = choose(bench.options)
-    bench.facts["model"] = chosen.origin
     mixes, complete = list(bench.settings["mixes"]), True
     with bench.profiler() as profiler:
         for position, mix in enumerate(mixes):
             seconds = bench.recorder.left_s / (len(mixes) - position)
-            complete &= _Mix(bench, profiler, mix, chosen).run(seconds)
+            complete &= _Mix(bench, profiler, mix).run(seconds)
             profiler.dismiss()
     bench.bars += judge(bench.recorder.samples, mixes, bench.settings["volumes"])
     return complete
@@ -68,14 +63,14 @@ def run(bench: Bench) -> bool:
 
 def report(result: Result) -> str:
     """A table of rounds for each mix, in Markdown."""
-    return f"Model: {result.facts['model']}.\n\n{markdown(result)}"
+    return markdown(result)
 
 
 class _Mix:
     """One mix's rounds."""
 
-    def __init__(self, bench: Bench, profiler: Profiler, name: str, chosen: Chosen) -> None:
-        self._bench, self._profiler, self._name, self._chosen = bench, profiler, name, chosen
+    def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
+        self._bench, self._profiler, self._name = bench, profiler, name
         batch, quick = int(bench.settings["batch"]), bench.options.quick
         self._tasks = tuple(synthetic_task(model, batch, quick) for model in MIXES[name])
 
@@ -123,18 +118,11 @@ class _Mix:
         """The budgets that the model chooses, and the task that it expects to end last."""
 
         def plan() -> dict[str, Json]:
-            device, known = features(self._bench, self._profiler, self._tasks)
-            problem = BudgetProblem(
-                device=device,
-                tasks=tuple(known[task.name] for task in self._tasks),
-                batches=((int(self._bench.settings["batch"]),),) * len(self._tasks),
-                levels=(levels(self._profiler),) * len(self._tasks),
-                objective=Objective.MAKESPAN,
-                samples=tuple(volumes.values()),
-            )
-            found = solve(problem, self._chosen.model)
-            alone = [volumes[name] / known[name].solo_rate for name in volumes]
+            model, problem = problem_of(self._bench, self._profiler, self._tasks, volumes)
+            found = solve(problem, model.model)
+            alone = [volumes[task.task] / task.solo_rate for task in problem.tasks]
             return {
+                "model": model.basis,
                 "budgets": list(found.budgets),
                 "makespan_s": sum(volumes.values()) / found.score,
                 "longest": list(volumes)[alone.index(max(alone))],

@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fedmt_flower.bench.allocation_table import interval
+from fedmt_flower.bench.allocation_table import EQUAL, interval
 from fedmt_flower.bench.result import Bar, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
 
 TEMPORAL: Final = "temporal"
-EQUAL: Final = ("isolated", "sharing", "static 60", "static 80", "100/(0.5 n)")
-"""The schemes with equal budgets."""
 FEDMT: Final = "fedmt"
 YIELDING: Final = "fedmt, others yield"
 BEST: Final = "found"
@@ -32,6 +30,7 @@ class Round:
     seconds: Mapping[str, Sequence[float]]
     budgets: Sequence[float]
     predicted_s: float
+    model: str
 
     @property
     def equal(self) -> str:
@@ -68,6 +67,7 @@ def rounds(samples: Sequence[Sample], mixes: Sequence[str], volumes: Sequence[st
                     seconds={name: [spans[name] for spans in taken] for name in taken[0]},
                     budgets=plan["budgets"],
                     predicted_s=plan["makespan_s"],
+                    model=plan["model"],
                 )
 
 
@@ -179,5 +179,5 @@ def _verdict(run: Sequence[Round]) -> str:
         f"Chosen budgets beat 100 % each by more than the noise ({chance:.1%}) in {len(matter)} of "
         f"{len(run)} rounds and lost to it in {len(against)}; in the others 100 % each is as good. With the "
         f"others yielding to the longest task a round is {yielding:.2f} times as fast. The predicted "
-        f"makespan is off by {error:.1%} (median)."
+        f"makespan is off by {error:.1%} (median; {', '.join(sorted({one.model for one in run}))})."
     )

@@ -41,7 +41,7 @@ def settings(quick: bool) -> dict[str, Json]:
 def run(bench: Bench) -> bool:
     """Solve drawn problems, batches free; thin others out so that brute force can solve them too."""
     chosen, device, zoo = subjects(bench.options)
-    bench.facts["model"] = chosen.origin
+    bench.facts["model"] = chosen.basis
     recorder, kinds = bench.recorder, [f"{n} tasks | {goal}" for n in GOALS_MS for goal in Objective]
     timed = [f"{kind} | search" for kind in kinds]
     held = [f"{kind} | regret" for kind in kinds]

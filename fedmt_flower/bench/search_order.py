@@ -47,7 +47,7 @@ def settings(quick: bool) -> dict[str, Json]:
 def run(bench: Bench) -> bool:
     """Search orders of drawn rounds, and the best of some of them once more by brute force."""
     chosen, device, zoo = subjects(bench.options)
-    bench.facts["model"] = chosen.origin
+    bench.facts["model"] = chosen.basis
     recorder, complete = bench.recorder, True
     searches = int(bench.settings["searches"])
     cells = [f"{n} tasks | search" for n in bench.settings["tasks"]]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from fedmt_flower.bench.allocation_table import EQUAL
 from fedmt_flower.bench.result import Sample
-from fedmt_flower.bench.round_table import EQUAL, FEDMT, YIELDING, judge, noise, rounds
+from fedmt_flower.bench.round_table import FEDMT, YIELDING, judge, noise, rounds
 
 
 def sample(repeat: int, ours: float, best: float) -> Sample:
@@ -15,7 +16,7 @@ def sample(repeat: int, ours: float, best: float) -> Sample:
 
 
 def plan() -> Sample:
-    values = {"budgets": [20.0, 60.0, 100.0], "makespan_s": 0.8}
+    values = {"budgets": [20.0, 60.0, 100.0], "makespan_s": 0.8, "model": "a model"}
     return Sample(cell="heavy | 1:1:1 | plan", repeat=0, values=values)
 
 
