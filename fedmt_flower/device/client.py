@@ -40,6 +40,8 @@ from fedmt_flower.errors import ConfigError, EngineError, ProtocolError
 
 ENGINE: Final = "fedmt_flower.device.engine"
 """The module that a process runs which is an engine, or keeps one."""
+EXIT_BUSY: Final = 75
+"""Exit code of an engine whose device has one already."""
 
 
 class EngineGone(EngineError):

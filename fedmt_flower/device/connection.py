@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from fedmt_flower.device.backends import chosen, device_name
-from fedmt_flower.device.client import ENGINE, EngineClient, EngineGone, stop_engine
+from fedmt_flower.device.client import ENGINE, EXIT_BUSY, EngineClient, EngineGone, stop_engine
 from fedmt_flower.device.contract import Engine
-from fedmt_flower.device.engine import EXIT_BUSY
 from fedmt_flower.device.frames import EngineStatus
 from fedmt_flower.device.home import Home, homes
 from fedmt_flower.device.protocol import peer

@@ -24,6 +24,7 @@ import msgspec
 
 from fedmt_flower.device import zygote
 from fedmt_flower.device.backends import device_name, make_backend
+from fedmt_flower.device.client import EXIT_BUSY
 from fedmt_flower.device.home import EngineBusy, Home
 from fedmt_flower.device.prctl import TELL_WHERE
 from fedmt_flower.device.server import Server
@@ -32,8 +33,6 @@ from fedmt_flower.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-EXIT_BUSY: Final = 75
-"""Exit code of an engine whose device has one already."""
 _SHORTEST_S: Final = 1.0
 """An engine that is killed sooner than this after its start is not started again: it might go on for ever."""
 

@@ -16,9 +16,8 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from fedmt_flower.device.client import EngineClient, EngineGone
+from fedmt_flower.device.client import EXIT_BUSY, EngineClient, EngineGone
 from fedmt_flower.device.connection import connect, running
-from fedmt_flower.device.engine import EXIT_BUSY
 from fedmt_flower.device.home import Home
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.round import RoundOrder
