@@ -18,7 +18,6 @@ from fedmt_flower.device.frames import (
     Described,
     Measure,
     Measured,
-    Orders,
     Rehearse,
     Rehearsed,
     Rest,
@@ -43,7 +42,8 @@ _LONGEST_S: Final = 2.0
 _STEPS: Final = 4
 
 T = TypeVar("T")
-Steps = Generator[Orders, Answers, T]
+Errand = Rehearse | Describe | Measure | Rest
+Steps = Generator[Errand, Answers, T]
 """Orders to a worker out, its answers in; a TaskError is raised where the worker could not do it."""
 
 
@@ -65,17 +65,15 @@ class Examined:
         See `TaskFeatures.quarter_share`.
     memory
         Bytes of the device's memory that torch held, by batch size; 0 on CPUs.
-    step
-        How its steps reach the device.
     """
 
     flops: float
     traffic: float
     device: DeviceFeatures | None = None
+    step: StepKind = StepKind.EAGER
     speeds: Mapping[int, float] = field(default_factory=dict)
     share: float = 0.5
     memory: Mapping[int, int] = field(default_factory=dict)
-    step: StepKind = StepKind.EAGER
 
 
 def examine(job: Job, own: int, sizes: Iterable[int], *, gpu: bool, device: bool) -> Steps[Examined]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from fedmt_flower.device.models import ANALYTIC, Chosen
 from fedmt_flower.domain.allocation import Allocation, Policy
-from fedmt_flower.domain.plan import DevicePlan, RoundPlan, Sharing, TaskPlan
+from fedmt_flower.domain.plan import DevicePlan, RoundPlan
 from fedmt_flower.domain.round import RoundOrder, RoundReport
 from fedmt_flower.planning.allocation import plan_round
 from fedmt_flower.planning.case import Case
@@ -75,13 +75,11 @@ class Course:
 
     def without_training(self, order: RoundOrder) -> RoundPlan:
         """The plan of a round that only evaluates: at the last budgets, at 100 % where there were none."""
-        names = [assignment.task.name for assignment in order.assignments]
+        plan = unpredicted(order)
         if order.allocation.policy is not Policy.FEDMT:
-            return plan_round(order.allocation, tuple(names))
-        return RoundPlan(
-            tasks=tuple(TaskPlan(task=name, budget=self._budgets.get(name, 100.0)) for name in names),
-            sharing=Sharing.CAPPED,
-        )
+            return plan
+        places = [replace(place, budget=self._budgets.get(place.task, 100.0)) for place in plan.tasks]
+        return replace(plan, tasks=tuple(places))
 
     def with_the_others(self, order: RoundOrder, planned: DevicePlan) -> DevicePlan:
         """`planned`, with the tasks that only evaluate after those that it has."""
@@ -90,10 +88,14 @@ class Course:
         return replace(planned, plan=replace(planned.plan, tasks=(*planned.plan.tasks, *others)))
 
 
-def unpredicted(allocation: Allocation, tasks: Sequence[str]) -> RoundPlan:
-    """The plan of a round of which nothing can be predicted: for `fedmt`, equal shares of 200 %."""
-    fixed = Allocation(policy=Policy.STATIC) if allocation.policy is Policy.FEDMT else allocation
-    return plan_round(fixed, tuple(tasks))
+def unpredicted(order: RoundOrder) -> RoundPlan:
+    """The plan of a round of which nothing is predicted: for `fedmt`, equal shares of 200 %."""
+    allocation = order.allocation
+    if allocation.policy is Policy.FEDMT:
+        allocation = Allocation(policy=Policy.STATIC)
+    plan = plan_round(allocation, tuple(assignment.task.name for assignment in order.assignments))
+    places = {place.task: place for place in plan.tasks}
+    return replace(plan, tasks=tuple(places[task] for task in order.coordination.overlap.arrange(places)))
 
 
 def _volumes(tasks: Sequence[TaskFacts]) -> Mapping[str, float]:

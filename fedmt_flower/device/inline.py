@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping
 import torch
 
 from fedmt_flower.device.contract import Progress, RoundResult, Weights
-from fedmt_flower.device.job import JobResult, job_of, report_of, spans_of
+from fedmt_flower.device.inline_planner import InlinePlanner
+from fedmt_flower.device.job import job_of, report_of, spans_of
 from fedmt_flower.device.runtime import TaskRuntime
 from fedmt_flower.device.seeding import preserved_generators
 from fedmt_flower.domain.device import Backend
-from fedmt_flower.domain.plan import TaskPlan
-from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport, Status, TaskReport
+from fedmt_flower.domain.round import RoundOrder, RoundReport, Status, TaskReport
+from fedmt_flower.domain.task import Task
 from fedmt_flower.domain.timeline import Span
 from fedmt_flower.errors import ConfigError, EngineError, TaskError
-from fedmt_flower.planning.allocation import plan_round
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +26,9 @@ _log = logging.getLogger(__name__)
 class InlineEngine:
     """Runs rounds in the calling process, for a debugger and for tests.
 
-    Budgets are unused, and a deadline is not kept: nothing here could interrupt a task. The caller's
-    random generators are given back as they were.
+    Budgets are unused: batch sizes and the start order are planned as for tasks in turn. A deadline is not
+    kept, since nothing here could interrupt a task. The caller's random generators are given back as they
+    were.
 
     Parameters
     ----------
@@ -38,6 +39,7 @@ class InlineEngine:
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
         self._runtimes: dict[str, TaskRuntime] = {}
+        self._planner = InlinePlanner()
 
     def run_round(
         self,
@@ -53,15 +55,18 @@ class InlineEngine:
             raise EngineError(f"site {order.site!r}, round {order.round}: no weights for {', '.join(absent)}")
         if order.coordination.network.link is not None:
             raise ConfigError("network: the inline engine emulates no link; use device=cpu or device=mps")
-        plan = plan_round(order.allocation, tuple(assignments))
+        runtimes = {name: self._runtime(assignment.task) for name, assignment in assignments.items()}
+        with preserved_generators():
+            planned = self._planner.plan(order, runtimes, weights)
         reports: list[TaskReport] = []
         spans: list[Span] = []
         updates: dict[str, Weights] = {}
-        for task_plan in plan.tasks:
+        for task_plan in planned.plan.tasks:
             name = task_plan.task
             try:
                 with preserved_generators():
-                    result = self._run_task(order, assignments[name], task_plan, weights[name], on_progress)
+                    job = job_of(order, assignments[name], task_plan)
+                    result = runtimes[name].run(job, weights[name], on_progress)
             except TaskError as error:
                 _log.warning("round %d: %s", order.round, error)
                 _log.debug("where it was raised", exc_info=error)
@@ -74,30 +79,24 @@ class InlineEngine:
         report = RoundReport(
             site=order.site,
             round=order.round,
-            plan=plan,
+            plan=planned.plan,
             tasks=tuple(reports),
             timeline=tuple(spans),
             backend=Backend.INLINE,
             waited_s=0.0,
             wall_s=time.monotonic() - started,
             arrived=time.time() - (time.monotonic() - started),
+            forecast=planned.forecast,
         )
+        self._planner.observe(order, report)
         return RoundResult(report=report, weights=updates)
 
     def close(self) -> None:
         """Forget models and data."""
         self._runtimes.clear()
 
-    def _run_task(
-        self,
-        order: RoundOrder,
-        assignment: Assignment,
-        task_plan: TaskPlan,
-        weights: Weights,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> JobResult:
-        task = assignment.task
+    def _runtime(self, task: Task) -> TaskRuntime:
         runtime = self._runtimes.get(task.name)
         if runtime is None or runtime.task != task:
             runtime = self._runtimes[task.name] = TaskRuntime(task, self._device)
-        return runtime.run(job_of(order, assignment, task_plan), weights, on_progress)
+        return runtime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,9 @@ from torch.utils.data import DataLoader
 from fedmt_flower.device.batches import batches, rows
 from fedmt_flower.device.binding import lookup, names, resolve_callable
 from fedmt_flower.device.frames import Appraised
-from fedmt_flower.device.job import Job
+from fedmt_flower.device.job import DEFAULT_BATCH, Job
 from fedmt_flower.device.runtime import TaskRuntime
 from fedmt_flower.domain.task import TaskKind
-
-_DEFAULT_BATCH: Final = 32
 
 
 def appraise(runtime: TaskRuntime, job: Job) -> Appraised:
@@ -30,22 +28,22 @@ def appraise(runtime: TaskRuntime, job: Job) -> Appraised:
         If the data cannot be loaded.
     """
     splits = runtime.splits(job)
-    known = names(job.parameters)
-    batch = int(lookup(known, "batch_size", _DEFAULT_BATCH))
+    known, asked = names(job.parameters), {}
     if runtime.task.kind is TaskKind.WHOLE_CALL:
         asked = _defaults(resolve_callable(runtime.task, "train"))
         adapts = "batch_size" in asked
-        batch = int(lookup(known, "batch_size", asked.get("batch_size") or _DEFAULT_BATCH))
-        known = asked | known
     else:
         # The package's loop takes batches from tensors and data sets; a loader brings its own, and a
         # trainer of the user's is known to have a batch size only where the task names one.
         adapts = "batch_size" in known if runtime.task.trainer else not isinstance(splits.train, DataLoader)
-    if isinstance(splits.train, DataLoader):
-        batch = int(getattr(splits.train, "batch_size", None) or batch)
-    epochs = int(lookup(known, "epochs", None) or 1)
+    loaded = splits.train.batch_size if isinstance(splits.train, DataLoader) else None
+    batch = loaded or lookup(known, "batch_size") or lookup(asked, "batch_size") or DEFAULT_BATCH
+    epochs = lookup(known, "epochs") or lookup(asked, "epochs") or 1
     return Appraised(
-        samples=epochs * splits.train_examples, examples=splits.train_examples, batch=batch, adapts=adapts
+        samples=int(epochs) * splits.train_examples,
+        examples=splits.train_examples,
+        batch=int(batch),
+        adapts=adapts,
     )
 
 

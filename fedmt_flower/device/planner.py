@@ -18,7 +18,6 @@ from fedmt_flower.device.scout import Known, Scout, file_sizes
 from fedmt_flower.domain.plan import DevicePlan
 from fedmt_flower.domain.round import RoundOrder, RoundReport
 from fedmt_flower.errors import ConfigError
-from fedmt_flower.planning.allocation import plan_round
 from fedmt_flower.planning.case import Case
 from fedmt_flower.planning.framing import needs_prediction
 from fedmt_flower.planning.planner import PlannedRound
@@ -71,9 +70,8 @@ class Planner:
         ConfigError
             If what is asked for cannot be planned.
         """
-        names = tuple(assignment.task.name for assignment in order.assignments)
         if not needs_prediction(order.allocation, order.coordination):
-            return DevicePlan(plan=plan_round(order.allocation, names))
+            return DevicePlan(plan=unpredicted(order))
         run = self._run(order.run)
         run.known.pop(order.site, None)
         if not any(assignment.mode.trains for assignment in order.assignments):
@@ -83,7 +81,7 @@ class Planner:
         if known.unknown:
             reasons = "; ".join(f"{task}: {reason}" for task, reason in known.unknown.items())
             log.warning("round %d of site %s is not predicted. %s", order.round, order.site, reasons)
-            return DevicePlan(plan=unpredicted(order.allocation, names))
+            return DevicePlan(plan=unpredicted(order))
         return await self._predicted(order, run, known)
 
     def observe(self, order: RoundOrder, report: RoundReport) -> None:

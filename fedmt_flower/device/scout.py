@@ -107,7 +107,7 @@ class Scout:
         self, order: RoundOrder, assignment: Assignment, size: int, solo: float | None
     ) -> TaskFacts | None:
         """What is known of one task; None if it has to be seen in a round first."""
-        task, job = assignment.task, _job(order, assignment)
+        task, job = assignment.task, job_to_measure(order, assignment)
         appraised = await self._appraise(order, task, job)
         own = appraised.batch
         offered = offered_batches(
@@ -175,7 +175,7 @@ class Scout:
 
         async def start(assignment: Assignment, seat: Seat) -> None:
             async with turns, self._pool.worker(order.run, assignment.task, seat) as worker:
-                await worker.ask(Appraise(job=_job(order, assignment)))
+                await worker.ask(Appraise(job=job_to_measure(order, assignment)))
 
         new = [
             assignment
@@ -277,7 +277,8 @@ async def carry(worker: WorkerHandle, steps: Steps[T]) -> T:
         return found
 
 
-def _job(order: RoundOrder, assignment: Assignment) -> Job:
+def job_to_measure(order: RoundOrder, assignment: Assignment) -> Job:
+    """What `assignment` asks for at its own batch size."""
     return job_of(order, assignment, TaskPlan(task=assignment.task.name, budget=100.0))
 
 

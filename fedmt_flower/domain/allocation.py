@@ -70,15 +70,14 @@ class Allocation:
         problems: list[str] = []
         if self.budgets and self.policy is not Policy.STATIC:
             problems.append(
-                f"allocation {self.policy}: takes no budgets, got {list(self.budgets)}; use static"
+                f"budgets: got {list(self.budgets)} with {self.policy}, expected none; static takes them"
             )
         for name, value in (("virtual_resource", self.virtual_resource), ("model", self.model)):
             if value and self.policy is not Policy.FEDMT:
-                problems.append(f"allocation {self.policy}: takes no {name}, got {value}; use fedmt")
+                problems.append(f"{name}: got {value} with {self.policy}, expected none; fedmt takes it")
         if self.virtual_resource is not None and not self.virtual_resource >= 100:
             problems.append(
-                f"allocation virtual_resource: got {self.virtual_resource:g} %, "
-                "expected at least 100, or none"
+                f"virtual_resource: got {self.virtual_resource:g} %, expected at least 100, or none"
             )
         for position, budget in enumerate(self.budgets):
             try:

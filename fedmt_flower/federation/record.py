@@ -10,7 +10,7 @@ from fedmt_flower.domain.history import FederationRound, SiteAnswer
 from fedmt_flower.domain.network import Link
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.round import RoundReport, Status
-from fedmt_flower.domain.timeline import Span
+from fedmt_flower.domain.timeline import Phase, Span
 
 
 class Outcome(StrEnum):
@@ -42,6 +42,8 @@ class Entry:
         Its timeline as it was predicted, in seconds since the round began, `waited_s` after `arrived`.
     predicted_s, lower_bound_s
         The length of the site's round as it was predicted, and a lower bound; None without a forecast.
+    basis
+        What the prediction rested on; empty without a forecast.
     link
         The link that the site emulated; None if it was a real one, or none.
     arrived
@@ -79,6 +81,7 @@ class Entry:
     planned: tuple[Span, ...] = ()
     predicted_s: float | None = None
     lower_bound_s: float | None = None
+    basis: str = ""
     link: Link | None = None
     arrived: float = 0.0
     waited_s: float = 0.0
@@ -103,6 +106,8 @@ class TaskSummary:
         Samples trained on in the whole run, over all sites.
     rate
         Σ samples / Σ seconds of computation, in samples per second.
+    predicted
+        The same as it was predicted, over the rounds that had a forecast; None if none had.
     budget, level
         The budget in per cent of the last planned round and what it came to (threads, or SMs).
     failures
@@ -117,6 +122,7 @@ class TaskSummary:
     evaluation: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0
     rate: float = 0.0
+    predicted: float | None = None
     budget: float = 0.0
     level: int = 0
     failures: tuple[str, ...] = ()
@@ -207,6 +213,7 @@ def _reported(done: FederationRound, answer: SiteAnswer, report: RoundReport) ->
             planned=tuple(span for span in forecast.timeline if span.task == task.task) if forecast else (),
             predicted_s=forecast.makespan_s if forecast else None,
             lower_bound_s=forecast.lower_bound_s if forecast else None,
+            basis=forecast.basis if forecast else "",
             link=report.link,
             arrived=report.arrived,
             waited_s=report.waited_s,
@@ -255,7 +262,16 @@ def _summarise_task(name: str, rounds: Sequence[FederationRound], lines: list[En
         evaluation=dict(last),
         samples=samples,
         rate=samples / seconds if seconds > 0 else 0.0,
+        predicted=_predicted_rate(lines),
         budget=planned[-1].budget if planned else 0.0,
         level=planned[-1].level if planned else 0,
         failures=tuple(line for task in mine for line in task.failures),
     )
+
+
+def _predicted_rate(lines: Iterable[Entry]) -> float | None:
+    """Σ samples / Σ planned seconds of computation, over the entries that trained under a forecast."""
+    forecasts = [entry for entry in lines if entry.samples and entry.planned]
+    spans = [span for entry in forecasts for span in entry.planned if span.phase is Phase.COMPUTE]
+    seconds = sum(span.end_s - span.start_s for span in spans)
+    return sum(entry.samples for entry in forecasts) / seconds if seconds > 0 else None

@@ -105,7 +105,7 @@ def frame(
     loads: Mapping[str, float],
     virtual_resource: float = float("inf"),
 ) -> PlanRequest:
-    """The problem of a round of `tasks`, in the order in which the server named them.
+    """The problem of a round of `tasks`, which come in the order in which the server named them.
 
     Parameters
     ----------
@@ -123,10 +123,13 @@ def frame(
     ConfigError
         If the limit on R_v is below what the device can give, or no batch size is valid.
     """
-    names = tuple(task.features.task for task in tasks)
+    by_name = {facts.features.task: facts for facts in tasks}
     chosen = allocation.policy is Policy.FEDMT
-    fixed = None if chosen else plan_round(allocation, names)
-    levels = (device.levels,) * len(tasks) if fixed is None else tuple((p.budget,) for p in fixed.tasks)
+    fixed = None if chosen else plan_round(allocation, tuple(by_name))
+    given = {} if fixed is None else {place.task: (place.budget,) for place in fixed.tasks}
+    names = coordination.overlap.arrange(by_name)
+    tasks = [by_name[name] for name in names]
+    levels = tuple(given.get(name, device.levels) for name in names)
     rules = coordination.batching
     batches = tuple(
         offered_batches(rules, f.features.task, f.features.reference_batch, f.examples, f.adapts)
