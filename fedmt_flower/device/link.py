@@ -48,6 +48,8 @@ class Transfers:
         self._receiving = set(sizes if phased else ())
         self._computing = set(sizes if phased else ())
         self._all_received = asyncio.Event()
+        if not phased:
+            self._all_received.set()
         self._downloads: dict[str, asyncio.Task[None]] = {}
         self.spans: list[Span] = []
         """The transfers that are over."""
@@ -55,10 +57,7 @@ class Transfers:
     async def __aenter__(self) -> Self:
         if self._link is not None:
             for task, size in self._sizes.items():
-                lasts = self._link.download_s(size)
-                self._downloads[task] = asyncio.create_task(
-                    self._carry(self._down, task, Phase.DOWNLOAD, lasts, _DOWNLOAD)
-                )
+                self._downloads[task] = asyncio.create_task(self._download(task, self._link.download_s(size)))
         return self
 
     async def __aexit__(
@@ -81,7 +80,6 @@ class Transfers:
         """Wait until `task` may compute: its weights are in and, in a phased round, those of all others."""
         if (download := self._downloads.get(task)) is not None:
             await download
-        self._has_received(task)
         await self._all_received.wait()
 
     async def upload(self, task: str, size: int) -> None:
@@ -89,6 +87,10 @@ class Transfers:
         self._has_computed(task)
         if self._link is not None:
             await self._carry(self._up, task, Phase.UPLOAD, self._link.upload_s(size), _UPLOAD)
+
+    async def _download(self, task: str, lasts: float) -> None:
+        await self._carry(self._down, task, Phase.DOWNLOAD, lasts, _DOWNLOAD)
+        self._has_received(task)
 
     def _has_received(self, task: str) -> None:
         self._receiving.discard(task)

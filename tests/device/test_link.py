@@ -127,6 +127,12 @@ def test_tasks_in_turn_compute_one_at_a_time_while_others_are_on_the_link() -> N
     assert times(spans, Phase.UPLOAD) == {"a": (3, 4), "b": (5, 6), "c": (7, 8)}
 
 
+def test_tasks_in_turn_wait_for_all_transfers_where_rounds_are_phased() -> None:
+    spans = leap(play(SLOW, Overlap.OFF, three(), dict.fromkeys("abc", 2.0), turns=1))
+    assert times(spans, Phase.COMPUTE) == {"a": (3, 5), "b": (5, 7), "c": (7, 9)}
+    assert times(spans, Phase.UPLOAD) == {"a": (9, 10), "b": (10, 11), "c": (11, 12)}
+
+
 @pytest.mark.parametrize("overlap", [Overlap.OFF, Overlap.SERIAL, Overlap.FIFO])
 def test_nobody_waits_for_a_task_that_was_given_up(overlap: Overlap) -> None:
     """Task a on its way down, b while it computes, and c is neither held up nor cut short."""
