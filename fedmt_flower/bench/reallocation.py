@@ -1,0 +1,119 @@
+"""Budgets that change when a task ends its share of the round (§ VI-B)."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from fedmt_flower.bench.allocation_table import SETTINGS, interval
+from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, makespan
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_task
+from fedmt_flower.bench.result import Bar, Json, Result, Sample
+from fedmt_flower.bench.spread import Spread, spread
+from fedmt_flower.device.client import EngineClient
+from fedmt_flower.domain.allocation import Allocation
+
+CLAIM = "rounds get shorter when those that go on are given what a finished task leaves"
+
+_VOLUMES: Final = (1, 2, 6)
+_WITH, _WITHOUT, _SHARING = "with", "without", "100 each"
+_SHORTER: Final = 0.10
+
+
+def settings(quick: bool) -> dict[str, Json]:
+    """What the driver runs with."""
+    return {
+        "settings": list(SETTINGS)[: 1 if quick else None],
+        "volumes": list(_VOLUMES),
+        "batch": 8 if quick else BATCH,
+        # Of the task with the least, by setting: rounds of a few seconds on an H100.
+        "batches": dict.fromkeys(SETTINGS, 4) if quick else {"heavy": 10, "light": 24, "hybrid": 20},
+        "repeats": 2 if quick else 5,
+        "quick": quick,
+    }
+
+
+def run(bench: Bench) -> bool:
+    """Run every setting's round with and without, and with 100 % each beside them."""
+    complete = True
+    with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine() as engine:
+        ways = {
+            _WITH: chosen_budgets(bench, Path(directory)),
+            _WITHOUT: chosen_budgets(bench, Path(directory), reallocate=False),
+            _SHARING: SCHEMES["sharing"],
+        }
+        for name in bench.settings["settings"]:
+            complete &= _measure(bench, engine, name, ways)
+    bench.bars += _judge(bench.recorder.samples, bench.settings["settings"])
+    return complete
+
+
+def report(result: Result) -> str:
+    """A row for each setting, in Markdown."""
+    lines = [
+        f"Volumes {':'.join(map(str, _VOLUMES))}.",
+        "",
+        "| setting | 100 each (s) | without (s) | with (s) | shorter | predicted without (s) | "
+        "predicted with (s) | budgets of the last repeat, first set of tasks |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for name in result.settings["settings"]:
+        taken = [sample.values for sample in result.of(name)]
+        if not taken:
+            continue
+        spans = (
+            interval(spread(v["makespan_s"][way] for v in taken), 2) for way in (_SHARING, _WITHOUT, _WITH)
+        )
+        promised = [taken[-1]["predicted_s"].get(way) for way in (_WITHOUT, _WITH)]
+        budgets = ", ".join(f"{task} {r:.0f}" for task, r in taken[-1]["budgets"][_WITH].items())
+        lines.append(
+            f"| {name}: {' + '.join(SETTINGS[name])} | {' | '.join(spans)} | "
+            f"{interval(_shorter(taken), 3)} | "
+            f"{' | '.join('–' if s is None else f'{s:.2f}' for s in promised)} | {budgets} |"
+        )
+    return "\n".join(lines)
+
+
+def _measure(bench: Bench, engine: EngineClient, name: str, ways: Mapping[str, Allocation]) -> bool:
+    recorder, repeats = bench.recorder, int(bench.settings["repeats"])
+    if recorder.has_all([name], repeats):
+        return True
+    batch = int(bench.settings["batch"])
+    tasks = [synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name]]
+    rounds = Rounds(engine, f"reallocation-{name}", tasks)
+    unit = batch * int(bench.settings["batches"][name])
+    volumes = {task.name: unit * part for task, part in zip(tasks, _VOLUMES, strict=True)}
+    for allocation in ways.values():  # workers get warm
+        rounds.run(volumes, allocation)
+    for cell, repeat in recorder.interleave([name], repeats):
+        order = list(ways)
+        random.Random(f"{name} {repeat}").shuffle(order)
+        reports = {way: rounds.run(volumes, ways[way]) for way in order}
+        values: dict[str, Json] = {
+            "makespan_s": {way: round(makespan(report), 4) for way, report in reports.items()},
+            "predicted_s": {
+                way: round(report.forecast.makespan_s, 4)
+                for way, report in reports.items()
+                if report.forecast is not None
+            },
+            "budgets": {way: {p.task: p.budget for p in r.plan.tasks} for way, r in reports.items()},
+            "samples": volumes,
+        }
+        recorder.add(cell, repeat, values)
+    return recorder.has_all([name], repeats)
+
+
+def _shorter(taken: Sequence[dict[str, Json]]) -> Spread:
+    """By which part a round is shorter with than without, repeat by repeat."""
+    return spread(1.0 - v["makespan_s"][_WITH] / v["makespan_s"][_WITHOUT] for v in taken)
+
+
+def _judge(samples: Sequence[Sample], names: Sequence[str]) -> Iterator[Bar]:
+    for name in names:
+        taken = [sample.values for sample in samples if sample.cell == name]
+        if taken:
+            yield Bar.at_least(f"{name}: part by which a round is shorter", _SHORTER, _shorter(taken))
