@@ -143,8 +143,7 @@ class Execution:
         mine, theirs = _tensors_of(self._model), state["model"]
         with self._refuse(), torch.no_grad():
             check_names("weights handed over", mine, theirs)
-            for name, tensor in mine.items():
-                tensor.copy_(theirs[name])
+            torch._foreach_copy_(list(mine.values()), [theirs[name] for name in mine])
         with self.runtime.blame("train"):
             self._trainer.load_state_dict(state["trainer"])
         set_generator_states(state["generators"], self.runtime.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from fedmt_flower.device.job import Job, JobResult
+from fedmt_flower.device.place import Place
 from fedmt_flower.device.seat import Seat
 from fedmt_flower.device.steps import Kernel, Step
 from fedmt_flower.domain.profile import DeviceFeatures, StepKind
@@ -103,6 +104,42 @@ class Trace(Frame, frozen=True, kw_only=True):
     end: float
 
 
+class Offer(Frame, frozen=True, kw_only=True):
+    """To a worker at work: set a place on its GPU aside for its state, should that be handed over."""
+
+
+class Stand(Frame, frozen=True, kw_only=True):
+    """To a worker: get ready to go on with a job that another has begun, and open the place of its state."""
+
+    job: Job
+    place: Place | None = None
+
+
+class Pause(Frame, frozen=True, kw_only=True):
+    """To a worker at work: stop after the present step and give the state away, `by_device` or in a file.
+
+    One that has finished meanwhile leaves it at that.
+    """
+
+    by_device: bool = False
+
+
+class Continue(Frame, frozen=True, kw_only=True):
+    """To a worker that stands for a job: go on with it; fields as in `Paused`."""
+
+    layout: msgspec.Raw
+    size: int
+    checksum: int
+
+
+class Resume(Frame, frozen=True, kw_only=True):
+    """To a paused worker: go on yourself."""
+
+
+class Relieve(Frame, frozen=True, kw_only=True):
+    """To a paused worker: another goes on with your job."""
+
+
 class Leave(Frame, frozen=True, kw_only=True):
     """To a worker: finish on the device and end."""
 
@@ -138,6 +175,41 @@ class Appraised(Frame, frozen=True, kw_only=True):
     examples: int
     batch: int
     adapts: bool
+
+
+class Offered(Frame, frozen=True, kw_only=True):
+    """From a worker at work: the place, or why there is none."""
+
+    place: Place | None = None
+    why: str = ""
+
+
+class Standing(Frame, frozen=True, kw_only=True):
+    """From a worker: it can go on at once; whether it `opened` the place offered, or why not."""
+
+    opened: bool = False
+    why: str = ""
+
+
+class Paused(Frame, frozen=True, kw_only=True):
+    """From a worker: its training rests, its state lies at the place offered or in the file sent.
+
+    `layout` is that of `fedmt_flower.device.state`, of `size` bytes that have that `checksum`.
+    """
+
+    layout: msgspec.Raw
+    size: int
+    checksum: int
+
+
+class Stays(Frame, frozen=True, kw_only=True):
+    """From a worker that was to pause: its state cannot be handed over, it goes on."""
+
+    why: str
+
+
+class Taken(Frame, frozen=True, kw_only=True):
+    """From a worker: another's state is in its place whole, and training goes on here."""
 
 
 class Rehearsed(Frame, frozen=True, kw_only=True):
@@ -271,11 +343,33 @@ class Metrics(Frame, frozen=True, kw_only=True):
 
 ToZygote = msgspec.json.Decoder(Fork)
 FromZygote: msgspec.json.Decoder[Loaded | Forked | Failed] = msgspec.json.Decoder(Loaded | Forked | Failed)
-Orders = Begin | Do | Appraise | Rehearse | Describe | Rest | Measure | Cover | Trace | Leave
+Orders = (
+    Begin
+    | Do
+    | Offer
+    | Stand
+    | Pause
+    | Continue
+    | Resume
+    | Relieve
+    | Appraise
+    | Rehearse
+    | Describe
+    | Rest
+    | Measure
+    | Cover
+    | Trace
+    | Leave
+)
 Answers = (
     Ready
     | Advanced
     | Done
+    | Offered
+    | Standing
+    | Paused
+    | Stays
+    | Taken
     | Appraised
     | Rehearsed
     | Described

@@ -10,7 +10,7 @@ from fedmt_flower.device.contract import Weights
 from fedmt_flower.domain.coordination import LearningRate
 from fedmt_flower.domain.plan import TaskPlan
 from fedmt_flower.domain.profile import StepKind
-from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, Status, TaskReport
+from fedmt_flower.domain.round import Assignment, Handover, Mode, RoundOrder, Status, TaskReport
 from fedmt_flower.domain.task import Scalar
 from fedmt_flower.domain.timeline import Phase, Span
 
@@ -85,8 +85,10 @@ def job_of(order: RoundOrder, assignment: Assignment, plan: TaskPlan) -> Job:
     )
 
 
-def report_of(task: str, result: JobResult, level: int, pid: int) -> TaskReport:
-    """The report of a job that was done by the process `pid` on a seat of `level`."""
+def report_of(
+    task: str, result: JobResult, level: int, pid: int, handovers: tuple[Handover, ...] = ()
+) -> TaskReport:
+    """The report of a job that was done, at last by the process `pid` on a seat of `level`."""
     return TaskReport(
         task=task,
         status=Status.DONE,
@@ -101,6 +103,7 @@ def report_of(task: str, result: JobResult, level: int, pid: int) -> TaskReport:
         memory_bytes=result.memory_bytes,
         step=result.step,
         why_eager=result.why_eager,
+        handovers=handovers,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import asyncio
 import os
+import select
 import socket
 import struct
 from collections import deque
@@ -165,6 +166,12 @@ class Channel(_Connection[T]):
         data = encode(frame, len(fds))
         sent = socket.send_fds(self.sock, [data], fds) if fds else 0
         self.sock.sendall(memoryview(data)[sent:])
+
+    def waiting(self) -> bool:
+        """Whether `receive` would return at once, with a frame, a part of one or the end."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(self._arrived or poll.poll(0))
 
     def receive(self) -> Received[T] | None:
         """The next frame, or None when the peer has closed its end.

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.frames import Advanced
+from fedmt_flower.device.handover import Movers, Seated, handovers
 from fedmt_flower.device.job import job_of, report_of, spans_of
 from fedmt_flower.device.link import Transfers
 from fedmt_flower.device.pool import Pool
-from fedmt_flower.device.worker_handle import WorkerHandle
 from fedmt_flower.domain.plan import DevicePlan, Sharing, TaskPlan
 from fedmt_flower.domain.round import RoundOrder, RoundReport, Status, TaskReport
 from fedmt_flower.domain.timeline import Span
@@ -74,7 +74,7 @@ class Round:
         self._backend = backend
         self._arrival = arrival
         self._spans: list[Span] = []
-        self._working: set[WorkerHandle] = set()
+        self._movers = Movers(planned.budgets, order.run, pool, backend, self.plan.sharing)
         self._lost = ""
 
     async def run(self, on_progress: OnProgress, on_update: OnUpdate) -> RoundReport:
@@ -97,6 +97,7 @@ class Round:
                 ]
         finally:
             watching.cancel()
+            await self._movers.close()
         spans = [*self._spans, *self._transfers.spans]
         return RoundReport(
             site=self._order.site,
@@ -116,7 +117,7 @@ class Round:
         order, name = self._order, plan.task
         assignment = self._assignments[name]
         given, own = assignment.deadline_s, order.deadline_s
-        worker: WorkerHandle | None = None
+        seated: Seated | None = None
         update: int | None = None
         try:
             with self._transfers.taking_part(name):
@@ -125,13 +126,13 @@ class Round:
                     async with (
                         self._turns,
                         asyncio.timeout(own),
-                        self._pool.worker(order.run, assignment.task, self._seats[name]) as worker,
+                        self._movers.seated(
+                            assignment.task, job_of(order, assignment, plan), plan.budget, self._seats[name]
+                        ) as seated,
                     ):
-                        self._working.add(worker)
-                        worker.budget = plan.budget
                         await self._transfers.received(name)
-                        job = job_of(order, assignment, plan)
-                        result, update = await worker.do(job, self._weights[name], on_progress)
+                        finished = await self._movers.train(seated, self._weights[name], on_progress)
+                        result, update = finished.result, finished.update
                     if update is not None:
                         await self._transfers.upload(name, os.fstat(update).st_size)
         except TimeoutError:
@@ -148,19 +149,20 @@ class Round:
             if update is not None:
                 await on_update(name, update)
             self._spans += spans_of(name, result, self._arrival)
-            return report_of(name, result, worker.seat.level, worker.pid)
+            moves = handovers(seated, result, self._arrival)
+            return report_of(name, result, seated.worker.seat.level, seated.worker.pid, moves)
         finally:
             if update is not None:
                 os.close(update)
-        if worker is not None:
-            cause = f"{cause}; its log is {worker.log}"
+        if seated is not None:
+            cause = f"{cause}; its log is {seated.worker.log}"
         log.warning("round %d: %s", order.round, cause)
         return TaskReport(
             task=name,
             status=Status.FAILED,
             error=cause,
             level=self._seats[name].level,
-            pid=0 if worker is None else worker.pid,
+            pid=0 if seated is None else seated.worker.pid,
         )
 
     async def _watch(self) -> None:
@@ -168,7 +170,7 @@ class Round:
         while not (reason := self._backend.lost()):
             await asyncio.sleep(_WATCH_S)
         self._lost = reason
-        await asyncio.gather(*(worker.end() for worker in self._working))
+        await asyncio.gather(*(worker.end() for worker in self._movers.workers))
 
     def _where(self, task: str) -> str:
         return f"site {self._order.site!r}, task {task!r}"

@@ -10,33 +10,42 @@ import faulthandler
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from fedmt_flower.device import memory
 from fedmt_flower.device.contract import Progress
+from fedmt_flower.device.execution import HandedOver, OnProgress
 from fedmt_flower.device.faults import describe
 from fedmt_flower.device.frames import (
     Advanced,
     Appraise,
     Begin,
+    Continue,
     Cover,
     Describe,
     Do,
     Done,
     Failed,
     Measure,
+    Offer,
     Orders,
+    Pause,
     Ready,
     Rehearse,
     Rest,
+    Stand,
+    Standing,
     Trace,
 )
-from fedmt_flower.device.job import Job
+from fedmt_flower.device.job import Job, JobResult
 from fedmt_flower.device.measuring import Measurer
 from fedmt_flower.device.prctl import TELL_WHERE, die_with_parent
 from fedmt_flower.device.protocol import Channel
+from fedmt_flower.device.relay import Relay
 from fedmt_flower.device.runtime import TaskRuntime
 from fedmt_flower.device.seat import Seat
 from fedmt_flower.errors import EngineError, TaskError
@@ -68,12 +77,28 @@ def serve(channel: ToEngine) -> int:
         return 1
     channel.send(Ready())
     runtime = TaskRuntime(begin.task, begin.seat.device)
-    measurer = Measurer(runtime)
+    measurer, relay = Measurer(runtime), Relay(channel, runtime)
+
+    def tell(progress: Progress) -> None:
+        channel.send(Advanced(task=progress.task, samples=progress.samples, total=progress.total))
+
     while (received := channel.receive()) is not None:
         match received.frame:
             case Do(job=job):
                 measurer.forget()
-                _do(job, received.fds[0], runtime, channel)
+                where = f"site {job.site!r}, task {begin.task.name!r}"
+                _answer(channel, where, partial(_do, job, received.fds[0], runtime, relay, tell))
+                relay.forget()
+            case Stand(job=job) as order:
+                measurer.forget()
+                where = f"site {job.site!r}, task {begin.task.name!r}"
+                _answer(channel, where, partial(relay.stand, order))
+            case Continue() as order:
+                file = received.fds[0] if received.fds else None
+                _answer(channel, f"task {begin.task.name!r}", partial(relay.go_on, order, file, tell))
+                relay.forget()
+            case Offer() | Pause():
+                log.info("asked to hand a job over that is done")
             case Appraise() | Rehearse() | Describe() | Rest() | Measure() | Cover() | Trace() as order:
                 channel.send(measurer.answer(order))
             case _:
@@ -105,29 +130,33 @@ def take_seat(seat: Seat) -> None:
         )
 
 
-def _do(job: Job, file: int, runtime: TaskRuntime, channel: ToEngine) -> None:
-    def tell(progress: Progress) -> None:
-        channel.send(Advanced(task=progress.task, samples=progress.samples, total=progress.total))
-
-    task = runtime.task.name
+def _do(job: Job, file: int, runtime: TaskRuntime, relay: Relay, on_progress: OnProgress) -> JobResult:
     try:
-        try:
-            weights = memory.read(file)
-        finally:
-            os.close(file)
-        result = runtime.run(job, weights, tell)
-        update = None if result.weights is None else memory.write(task, result.weights)
+        weights = memory.read(file)
+    finally:
+        os.close(file)
+    return runtime.run(job, weights, on_progress, relay.between)
+
+
+def _answer(channel: ToEngine, where: str, work: Callable[[], JobResult | Standing]) -> None:
+    """Do `work` and send what came of it; a failure is one line, its traceback goes to the log."""
+    try:
+        came = work()
+        trained = came.weights if isinstance(came, JobResult) else None
+        update = None if trained is None else memory.write(where, trained)
+    except HandedOver:
+        return
     except TaskError as error:
-        log.exception("round %d failed", job.round)
+        log.exception("%s failed", where)
         channel.send(Failed(error=str(error)))
         return
     except Exception as error:
-        log.exception("round %d failed", job.round)
-        channel.send(Failed(error=f"site {job.site!r}, task {task!r}: {describe(error)}"))
+        log.exception("%s failed", where)
+        channel.send(Failed(error=f"{where}: {describe(error)}"))
         return
-    done = Done(result=replace(result, weights=None))
+    answer = Done(result=replace(came, weights=None)) if isinstance(came, JobResult) else came
     if update is None:
-        channel.send(done)
+        channel.send(answer)
         return
-    channel.send(done, [update])
+    channel.send(answer, [update])
     os.close(update)

@@ -8,9 +8,28 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from fedmt_flower.device.frames import Advanced, Answers, Begin, Do, Done, Failed, Frame, Leave
+from fedmt_flower.device.frames import (
+    Advanced,
+    Answers,
+    Begin,
+    Continue,
+    Do,
+    Done,
+    Failed,
+    Frame,
+    Leave,
+    Offer,
+    Offered,
+    Pause,
+    Paused,
+    Relieve,
+    Resume,
+    Stays,
+    Taken,
+)
 from fedmt_flower.device.job import Job, JobResult
 from fedmt_flower.device.prctl import TELL_WHERE
 from fedmt_flower.device.protocol import AsyncChannel, Received, ready
@@ -25,6 +44,25 @@ _TAIL = 4096
 _REAP_S = 2.0
 _END_S = 10.0
 _TELL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job's result without its weights, and the memory file of these, which is the holder's to close."""
+
+    result: JobResult
+    update: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Baton:
+    """A job that rests: where its state lies, in a memory file that is the holder's to close or elsewhere."""
+
+    frame: Paused
+    file: int | None
+
+
+Outcome = Finished | Baton | Stays
 
 
 class WorkerHandle:
@@ -63,6 +101,8 @@ class WorkerHandle:
         self.used = time.monotonic()
         self.site = ""
         self.progress: Advanced | None = None
+        self.offered: asyncio.Queue[Offered] = asyncio.Queue()
+        """What the worker, at work, offers for its state."""
         self._channel = channel
         self._pidfd = os.pidfd_open(pid)
         self.ended: asyncio.Task[str] = asyncio.create_task(self._reap())
@@ -85,15 +125,14 @@ class WorkerHandle:
         except EngineError as error:
             raise EngineError(f"{error}; its log is {self.log}") from error
 
-    async def do(
-        self, job: Job, weights: int, on_progress: Callable[[Advanced], Awaitable[None]]
-    ) -> tuple[JobResult, int | None]:
-        """Have the worker do `job` on the memory file `weights`.
+    async def do(self, job: Job, weights: int, on_progress: Callable[[Advanced], Awaitable[None]]) -> Outcome:
+        """Have the worker do `job` on the memory file `weights`; what came of it, see `follow`."""
+        self.site, self.progress, self.offered = job.site, None, asyncio.Queue()
+        await self._send(Do(job=job), [weights])
+        return await self.follow(on_progress)
 
-        Returns
-        -------
-        JobResult, int or None
-            The result without its weights, and the memory file of these, which is the caller's to close.
+    async def follow(self, on_progress: Callable[[Advanced], Awaitable[None]]) -> Outcome:
+        """Wait for what comes of the job that the worker is at.
 
         Raises
         ------
@@ -102,25 +141,53 @@ class WorkerHandle:
         EngineError
             If the worker ended before it was done.
         """
-        self.site, self.progress = job.site, None
-        await self._send(Do(job=job), [weights])
         while True:
             try:
                 received = await self._receive()
             except asyncio.CancelledError:
                 await self._tell_where()
                 raise
+            file = received.fds[0] if received.fds else None
             match received.frame:
                 case Advanced() as progress:
                     self.progress = progress
                     await on_progress(progress)
+                case Offered() as offered:
+                    self.offered.put_nowait(offered)
                 case Done(result=result):
                     self.rounds += 1
-                    return result, received.fds[0] if received.fds else None
+                    return Finished(result, file)
+                case Paused() as paused:
+                    return Baton(paused, file)
+                case Stays() as stays:
+                    return stays
                 case Failed(error=error):
                     raise TaskError(error)
                 case other:
                     raise EngineError(f"worker {self.pid} answered a job with {type(other).__name__}")
+
+    async def tell(self, order: Offer | Pause | Resume | Relieve) -> None:
+        """Send an order that a worker takes between two steps; EngineError if it has ended."""
+        await self._send(order)
+
+    async def take_over(self, baton: Baton) -> None:
+        """Have the worker, which stands for the job, go on with it; returns once it has all it needs.
+
+        Raises
+        ------
+        TaskError
+            If the state has not arrived whole, or could not be put in place.
+        EngineError
+            If the worker ended before it said so.
+        """
+        frame, self.offered = baton.frame, asyncio.Queue()
+        order = Continue(layout=frame.layout, size=frame.size, checksum=frame.checksum)
+        await self._send(order, [] if baton.file is None else [baton.file])
+        received = await self._receive()
+        if isinstance(received.frame, Failed):
+            raise TaskError(received.frame.error)
+        if not isinstance(received.frame, Taken):
+            raise EngineError(f"worker {self.pid} took a job over with {type(received.frame).__name__}")
 
     async def ask(self, order: Frame) -> Answers:
         """What the worker answers to an order that is no job.

@@ -153,6 +153,26 @@ class RoundOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """A task's move to another seat in mid-round.
+
+    Parameters
+    ----------
+    at_s
+        When the last step before it ended, in seconds of the timeline.
+    budget, level
+        What the task had from then on: Rᵢ in per cent, and what that came to on the device.
+    lost_s
+        Seconds from there to the start of the first step after it.
+    """
+
+    at_s: float
+    budget: float
+    level: int
+    lost_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
     """How one task's share of a round went.
 
@@ -178,6 +198,9 @@ class TaskReport:
         Most memory of the GPU that torch held meanwhile, graphs' own included; 0 on CPUs.
     step, why_eager
         How steps reached the device; and why not as a graph, where the task's rules allow one.
+    handovers
+        Its moves to other seats; it began with the budget of the round's plan. `level` and `pid` are those
+        with which it ended.
     """
 
     task: str
@@ -194,6 +217,7 @@ class TaskReport:
     memory_bytes: int = 0
     step: StepKind = StepKind.EAGER
     why_eager: str = ""
+    handovers: tuple[Handover, ...] = ()
 
     @property
     def rate(self) -> float:

@@ -18,6 +18,11 @@ class DeviceBackend(Protocol):
     max_workers: int
     """Most workers that the device takes at once."""
 
+    @property
+    def spares(self) -> bool:
+        """Whether its memory allows a task to have warm workers at several budgets."""
+        ...
+
     def open(self) -> None:
         """Make the device ready (start what must run beside the workers); EngineError if it cannot be."""
         ...

@@ -32,6 +32,7 @@ class CpuBackend:
     def __init__(self) -> None:
         self.name = "cpu"
         self.max_workers = 64
+        self.spares = True
         self._threads = len(os.sched_getaffinity(0))
 
     def open(self) -> None:

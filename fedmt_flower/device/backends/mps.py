@@ -32,6 +32,8 @@ _LONGEST_PIPE = 80
 _STEP = 2
 """SMs come in pairs (a TPC): on 132 SMs, 60 % gives 78, 33 % 42 and 30 % 38."""
 
+_SPARE_BYTES = 15 << 30
+
 _LEAST = 8
 """The fewest that a client is given: 1 % gives 8 of 132."""
 
@@ -81,6 +83,11 @@ class MpsBackend:
         self._card: facts.Gpu | None = None
         self._control: Control | None = None
         self._server = 0
+
+    @property
+    def spares(self) -> bool:
+        """Whether a task may have several workers: on cards sold with 16 GB or more."""
+        return self._opened().memory_bytes >= _SPARE_BYTES
 
     def open(self) -> None:
         """Look at the GPU and reach MPS's daemon there, started here if none runs.

@@ -1,0 +1,268 @@
+"""Tasks that move to other seats in mid-round."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from fedmt_flower.device import memory, worker_handle
+from fedmt_flower.device.backends import DeviceBackend
+from fedmt_flower.device.backends.cpu import CpuBackend
+from fedmt_flower.device.execution import Execution, HandedOver
+from fedmt_flower.device.initial import initial_weights
+from fedmt_flower.device.job import Job
+from fedmt_flower.device.pool import Pool
+from fedmt_flower.device.rounds import Round
+from fedmt_flower.device.runtime import TaskRuntime
+from fedmt_flower.device.state import Packing, checksum, empty_buffer
+from fedmt_flower.device.worker_handle import Baton, WorkerHandle
+from fedmt_flower.domain.allocation import Allocation, Policy
+from fedmt_flower.domain.plan import DevicePlan, RoundPlan, Sharing, TaskPlan
+from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, RoundReport, Status
+from fedmt_flower.domain.task import Scalar, Task
+from fedmt_flower.domain.timeline import Phase
+
+HALF, WHOLE = 50.0, 100.0
+
+
+def task(name: str, epochs: int = 1, **fields: Any) -> Task:
+    parameters: dict[str, Scalar] = {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "batch_size": 16,
+        "epochs": epochs,
+        "proximal-mu": 0.1,
+    }
+    return Task(
+        name=name,
+        model="handover_tasks:model",
+        data="handover_tasks:data",
+        objective="handover_tasks:unhurried",
+        parameters=parameters,
+        python_path=(str(Path(__file__).parent),),
+        **fields,
+    )
+
+
+def plan(tasks: tuple[Task, ...], reallocates: bool) -> DevicePlan:
+    """Half the device for each while several compute, all of it for the last."""
+    plans = tuple(TaskPlan(task=one.name, budget=HALF) for one in tasks)
+    budgets = {frozenset({one.name}): {one.name: WHOLE} for one in tasks}
+    return DevicePlan(
+        plan=RoundPlan(tasks=plans, sharing=Sharing.CAPPED), budgets=budgets if reallocates else {}
+    )
+
+
+@dataclass
+class Played:
+    report: RoundReport
+    weights: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+
+class TwoThreads(CpuBackend):
+    """Half is one thread, all are two, on any host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._threads = 2
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, Pool, DeviceBackend]]:
+    """A pool for every test, since each costs an import of torch."""
+    backend = TwoThreads()
+    with asyncio.Runner() as runner:
+        pool = Pool(backend, tmp_path_factory.mktemp("handover") / "workers")
+        runner.run(pool.open())
+        yield runner, pool, backend
+        runner.run(pool.close())
+
+
+@pytest.fixture
+def play(device: tuple[asyncio.Runner, Pool, DeviceBackend]) -> Callable[..., Played]:
+    runner, pool, backend = device
+
+    def run(*tasks: Task, reallocates: bool = True) -> Played:
+        order = RoundOrder(
+            run="run",
+            round=1,
+            site="clinic",
+            assignments=tuple(Assignment(task=one, mode=Mode.TRAIN) for one in tasks),
+            allocation=Allocation(policy=Policy.FEDMT),
+            seed=3,
+        )
+        files = {one.name: memory.write(one.name, initial_weights(one, 1)) for one in tasks}
+        weights: dict[str, dict[str, bytes]] = {}
+
+        async def ignore(*_: object) -> None:
+            """Nobody watches this round."""
+
+        async def update(name: str, file: int) -> None:
+            weights[name] = {key: array.tobytes() for key, array in memory.read(file).items()}
+
+        round_ = Round(order, plan(tasks, reallocates), files, pool, backend, time.monotonic())
+        report = runner.run(round_.run(ignore, update))
+        for file in files.values():
+            os.close(file)
+        return Played(report, weights)
+
+    return run
+
+
+def test_the_last_tasks_get_the_device_and_train_to_the_same_bits(play: Callable[..., Played]) -> None:
+    """Volumes 1:2:6; and in a second round the workers are warm."""
+    tasks = (task("short"), task("middle", 2), task("long", 24))
+    held = play(*tasks, reallocates=False)
+    first, second = play(*tasks), play(*tasks)
+    assert first.weights == second.weights == held.weights
+    assert [report.handovers for report in held.report.tasks] == [(), (), ()]
+    for played in (first, second):
+        short, middle, long = played.report.tasks
+        assert (short.handovers, middle.handovers) == ((), ())
+        (moved,) = long.handovers
+        assert (moved.budget, moved.level, long.level) == (WHOLE, 2, 2)
+        assert 0 < moved.lost_s < 2
+        assert long.train_metrics == held.report.task("long").train_metrics
+        assert long.samples == held.report.task("long").samples
+        spans = [s for s in played.report.timeline if s.task == "long" and s.phase is Phase.COMPUTE]
+        assert len(spans) == 2
+        assert spans[0].end_s == pytest.approx(moved.at_s)
+        assert spans[1].start_s - spans[0].end_s == pytest.approx(moved.lost_s)
+        assert long.compute_s == pytest.approx(sum(s.end_s - s.start_s for s in spans))
+    assert second.report.task("long").pid == first.report.task("long").pid
+
+
+def kill(worker: WorkerHandle) -> None:
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def meddle(monkeypatch: pytest.MonkeyPatch, device: Any) -> Callable[..., None]:
+    """Meddle with hand-overs: with the worker that rests, the one that takes over, and what is handed."""
+    genuine = WorkerHandle.take_over
+
+    def arrange(what: Callable[[WorkerHandle, WorkerHandle, Baton], Baton]) -> None:
+        async def take_over(target: WorkerHandle, baton: Baton) -> None:
+            _, pool, _ = device
+            (source,) = (w for w in pool.workers if w.busy and w.task == target.task and w is not target)
+            await genuine(target, what(source, target, baton))
+
+        monkeypatch.setattr(worker_handle.WorkerHandle, "take_over", take_over)
+
+    return arrange
+
+
+def test_a_target_that_is_killed_or_gets_another_state_leaves_the_task_where_it_was(
+    play: Callable[..., Played], meddle: Callable[..., None]
+) -> None:
+    tasks = (task("short"), task("long", 16))
+    held = play(*tasks, reallocates=False)
+
+    def kill_target(source: WorkerHandle, target: WorkerHandle, baton: Baton) -> Baton:
+        kill(target)
+        return baton
+
+    def spoil(source: WorkerHandle, target: WorkerHandle, baton: Baton) -> Baton:
+        return Baton(msgspec.structs.replace(baton.frame, checksum=baton.frame.checksum + 1), baton.file)
+
+    for what in (kill_target, spoil):
+        meddle(what)
+        played = play(*tasks)
+        long = played.report.task("long")
+        assert (long.status, long.handovers, long.level) == (Status.DONE, (), 1)
+        assert played.weights == held.weights
+        spans = [s for s in played.report.timeline if s.task == "long" and s.phase is Phase.COMPUTE]
+        assert len(spans) == 2
+
+
+def test_a_source_that_is_killed_in_mid_hand_over_is_not_missed(
+    play: Callable[..., Played], meddle: Callable[..., None]
+) -> None:
+    tasks = (task("short"), task("long", 16))
+    held = play(*tasks, reallocates=False)
+
+    def kill_source(source: WorkerHandle, target: WorkerHandle, baton: Baton) -> Baton:
+        kill(source)
+        return baton
+
+    meddle(kill_source)
+    played = play(*tasks)
+    assert played.weights == held.weights
+    assert len(played.report.task("long").handovers) == 1
+
+
+def test_a_task_whose_workers_are_both_killed_fails_by_name_and_alone(
+    play: Callable[..., Played], meddle: Callable[..., None]
+) -> None:
+    def kill_both(source: WorkerHandle, target: WorkerHandle, baton: Baton) -> Baton:
+        kill(source)
+        kill(target)
+        return baton
+
+    meddle(kill_both)
+    played = play(task("short"), task("long", 16))
+    long = played.report.task("long")
+    assert long.status is Status.FAILED
+    assert long.error.startswith("site 'clinic', task 'long': worker ")
+    assert "was killed by SIGKILL" in long.error
+    assert played.report.task("short").status is Status.DONE
+
+
+def test_what_cannot_be_handed_over_stays(play: Callable[..., Played]) -> None:
+    private = task("private", trainer="handover_tasks:Private")
+    played = play(task("short"), private)
+    assert played.report.task("private").status is Status.DONE
+    assert (played.report.task("private").handovers, played.report.task("private").samples) == ((), 1280)
+    whole = Task(
+        name="whole",
+        model="handover_tasks:model",
+        data="handover_tasks:data",
+        train="handover_tasks:train",
+        python_path=private.python_path,
+    )
+    played = play(task("short"), whole)
+    assert played.report.task("whole").status is Status.DONE
+    assert (played.report.task("whole").handovers, played.report.task("whole").level) == ((), 1)
+
+
+def test_a_state_has_one_checksum_here_and_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    threads = torch.get_num_threads()
+    one = task("long", 3)
+    job = Job(site="clinic", round=1, seed=3, mode=Mode.TRAIN, parameters=one.parameters)
+    kept: list[tuple[Any, int]] = []
+
+    def summed(state: Mapping[str, Any]) -> int:
+        packing = Packing(state)
+        buffer = empty_buffer(packing.size, "cpu")
+        packing.into(buffer)
+        return checksum(buffer)
+
+    def between(execution: Execution) -> bool:
+        if execution.state()["samples"] < 100:
+            return False
+        execution.pause()
+        kept.append((execution.state(), summed(execution.state())))
+        return True
+
+    with pytest.raises(HandedOver):
+        TaskRuntime(one, "cpu").run(job, initial_weights(one, 1), between=between)
+    ((state, before),) = kept
+    there = TaskRuntime(one, "cpu")
+    np.random.random(7)
+    standing = there.stand(job)
+    assert summed(standing.state()) != before
+    there.take_over(standing, state)
+    assert summed(standing.state()) == before
+    torch.set_num_threads(threads)
