@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,20 @@ class Deployment:
 
     def processes(self) -> list[str]:
         """The command of every process that carries this deployment's mark in its environment."""
+        return [command for _, command in self._processes()]
+
+    def kill(self, name: str) -> None:
+        """Kill those of them whose command has `name` in it."""
+        for process, command in self._processes():
+            if name in command:
+                process.kill()
+
+    def _processes(self) -> list[tuple[psutil.Process, str]]:
         mine = []
         for process in psutil.process_iter():
-            try:
+            with suppress(psutil.Error):
                 if process.environ().get("FLWR_HOME") == str(self.home):
-                    mine.append(" ".join(process.cmdline()))
-            except psutil.Error:
-                continue
+                    mine.append((process, " ".join(process.cmdline())))
         return mine
 
 
@@ -215,3 +222,40 @@ def test_nothing_is_left_after_a_run_that_is_stopped(deployment: Deployment, tmp
     wait_for(lambda: not engine(), 240, "the end of the engine and its workers")
     assert deployment.status(run) == "finished:stopped"
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["outcome"] == "interrupted"
+
+
+def test_a_server_app_that_is_killed_is_gone_on_from_by_the_same_command(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    words = [
+        *FEDERATION,
+        "~tasks.forms",
+        "federation.rounds=3",
+        "federation.strategy.name=FedAdam",
+        "++federation.strategy.parameters.eta=0.01",
+    ]
+
+    def command(name: str) -> list[str]:
+        return [*words, f"folder={tmp_path / name}", f"federation.checkpoint={tmp_path / name}-kept"]
+
+    killed = deployment.submit(*command("killed"))
+    wait_for((tmp_path / "killed-kept" / "round-000001.npz").exists, 240, "the first checkpoint")
+    deployment.kill("flwr-serverapp")
+    run = deployment.submit(*command("killed"))
+    wait_for(lambda: deployment.status(run).startswith("finished"), 240, "the end of the second run")
+    assert deployment.status(run) == "finished:completed", (tmp_path / "killed" / "summary.json").read_text()
+    assert deployment.status(killed) != "finished:completed"
+    # A ClientApp that was pulling a message of the killed run waits for the rest of it for ever.
+    deployment.kill("flwr-clientapp")
+
+    sim = [str(BIN / "fedmt"), "sim", *command("unbroken")]
+    subprocess.run(sim, env=deployment.environment, timeout=240, check=True, capture_output=True)
+    assert weights(tmp_path / "killed") == weights(tmp_path / "unbroken")
+    told = [
+        [
+            (line["round"], line["site"], line["task"], line["update"])
+            for line in map(json.loads, (tmp_path / name / "rounds.jsonl").read_text().splitlines())
+        ]
+        for name in ("killed", "unbroken")
+    ]
+    assert told[0] == told[1]
