@@ -43,6 +43,8 @@ _SETTLED_S = 0.02
 """How long a set of computing tasks must last before budgets follow it: tasks end in the same moment too."""
 _LONGEST_STAND_S = 60.0
 _LONGEST_HANDOVER_S = 10.0
+_LEAST_BYTES = 1 << 30
+"""What a worker needs at least: a CUDA context alone takes half of it."""
 
 OnProgress = Callable[[Advanced], Awaitable[None]]
 Budgets = Mapping[frozenset[str], Mapping[str, float]]
@@ -178,6 +180,7 @@ class Movers:
         """Have a worker in `seat` stand for the task; then the task pause, if that is still wanted."""
         target: WorkerHandle | None = None
         try:
+            self._check_room(seated.worker, seat)
             target = await self._pool.acquire(self._run, seated.task, seat)
             async with asyncio.timeout(_LONGEST_STAND_S):
                 by_device = await self._made_ready(seated, target)
@@ -202,6 +205,18 @@ class Movers:
             await seated.worker.tell(Pause(by_device=by_device))
         except EngineError as error:  # its own coroutine tells of it
             log.debug("task %s cannot pause: %s", seated.task.name, error)
+
+    def _check_room(self, worker: WorkerHandle, seat: Seat) -> None:
+        """Raise EngineError unless there is a warm worker in `seat`, or memory for another like `worker`."""
+        idle = (other for other in self._pool.workers if not other.busy)
+        if any((other.run, other.task, other.seat) == (worker.run, worker.task, seat) for other in idle):
+            return
+        used, total = self._backend.memory()
+        needed, free = max(worker.memory_bytes, _LEAST_BYTES), total - used
+        if needed > free:
+            raise EngineError(
+                f"another worker needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+            )
 
     async def _made_ready(self, seated: Seated, target: WorkerHandle) -> bool:
         """Have `target` stand for the job; whether the state can go from device to device."""

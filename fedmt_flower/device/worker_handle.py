@@ -97,6 +97,7 @@ class WorkerHandle:
         self.seat = seat
         self.budget = 0.0
         self.rounds = 0
+        self.memory_bytes = 0
         self.busy = True
         self.used = time.monotonic()
         self.site = ""
@@ -156,6 +157,7 @@ class WorkerHandle:
                     self.offered.put_nowait(offered)
                 case Done(result=result):
                     self.rounds += 1
+                    self.memory_bytes = result.memory_bytes
                     return Finished(result, file)
                 case Paused() as paused:
                     return Baton(paused, file)

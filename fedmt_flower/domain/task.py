@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
+from fedmt_flower.domain.step import StepRules
 from fedmt_flower.errors import ConfigError
 
 Scalar = bool | int | float | str
@@ -67,14 +68,16 @@ class Task:
     optimizer
         Import path of a ``torch.optim`` optimizer that the package's loop uses.
     parameters
-        Hyperparameters, handed by name to each callable above that has a parameter so named.
+        Hyperparameters, handed by name to each callable above that has a parameter so named. The package's
+        loop reads some of its own, among them those of `fedmt_flower.domain.step.StepRules`.
     python_path
         Directories to put in front of ``sys.path`` before importing anything of the task.
 
     Raises
     ------
     ConfigError
-        If the name or an import path cannot be one, or `train` and `trainer` are both given.
+        If the name or an import path cannot be one, `train` and `trainer` are both given, or the package's
+        loop cannot take the steps asked for.
     """
 
     name: str
@@ -103,6 +106,11 @@ class Task:
             for key, path in (required | {k: p for k, p in optional.items() if p}).items()
             if not _PATH.fullmatch(path)
         ]
+        if not self.train and not self.trainer:
+            try:
+                StepRules.of(self.parameters)
+            except ConfigError as error:
+                problems += [f"task {self.name!r}, {problem}" for problem in error.problems]
         if self.train and self.trainer:
             problems.append(f"task {self.name!r}: give `train` (whole-call) or `trainer` (stepped), not both")
         if problems:

@@ -9,7 +9,8 @@ from enum import StrEnum
 from fedmt_flower.domain.history import FederationRound, SiteAnswer
 from fedmt_flower.domain.network import Link
 from fedmt_flower.domain.plan import Sharing
-from fedmt_flower.domain.round import RoundReport, Status
+from fedmt_flower.domain.profile import StepKind
+from fedmt_flower.domain.round import Handover, RoundReport, Status
 from fedmt_flower.domain.timeline import Phase, Span
 
 
@@ -75,6 +76,9 @@ class Entry:
     evaluate_examples: int = 0
     samples: int = 0
     compute_s: float = 0.0
+    step: StepKind = StepKind.EAGER
+    why_eager: str = ""
+    handovers: tuple[Handover, ...] = ()
     train_metrics: Mapping[str, float] = field(default_factory=dict)
     evaluate_metrics: Mapping[str, float] = field(default_factory=dict)
     spans: tuple[Span, ...] = ()
@@ -207,6 +211,9 @@ def _reported(done: FederationRound, answer: SiteAnswer, report: RoundReport) ->
             evaluate_examples=task.evaluate_examples,
             samples=task.samples,
             compute_s=task.compute_s,
+            step=task.step,
+            why_eager=task.why_eager,
+            handovers=task.handovers,
             train_metrics=dict(task.train_metrics),
             evaluate_metrics=dict(task.evaluate_metrics),
             spans=tuple(span for span in report.timeline if span.task == task.task),

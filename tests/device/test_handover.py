@@ -236,6 +236,20 @@ def test_what_cannot_be_handed_over_stays(play: Callable[..., Played]) -> None:
     assert (played.report.task("whole").handovers, played.report.task("whole").level) == ((), 1)
 
 
+def test_budgets_stay_where_there_is_no_memory_for_another_worker(
+    play: Callable[..., Played],
+    device: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(device[2], "memory", lambda: (7 << 30, 15 << 29))
+    assert play(task("short"), task("late", 16)).report.task("late").handovers == ()
+    assert "task late keeps its budget: another worker needs 1.1 GB of memory, 0.5 GB are free" in caplog.text
+    monkeypatch.setattr(device[2], "spares", False)
+    assert play(task("short"), task("long", 16)).report.task("long").handovers == ()
+    assert "the device has no memory for spare workers" in caplog.text
+
+
 def test_a_state_has_one_checksum_here_and_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     threads = torch.get_num_threads()
