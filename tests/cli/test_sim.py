@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.federation.run_folder import RunFolder
 
 OWN = Path(__file__).parent / "own"
@@ -49,22 +51,27 @@ def engines(environment: dict[str, str]) -> list[str]:
 def test_a_sweep_leaves_a_folder_for_each_run_and_one_table(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    axes = ["allocation=temporal,sharing", "federation.sites=1,2"]
+    axes = {
+        "allocation": ("temporal", "sharing"),
+        "network": ("none", "edge_400mbps"),
+        "overlap": ("off", "flexible"),
+    }
     done = fedmt(
-        *("sim", "-m", *axes, *QUICK, "federation.rounds=1", "folder=sweep"),
+        *("sim", "-m", *(f"{key}={','.join(values)}" for key, values in axes.items())),
+        *(*QUICK[:3], "~tasks.cells", "federation.rounds=1", "federation.sites=2", "folder=sweep"),
         environment=environment,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    runs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert runs == [
-        "0_allocation=temporal_federation.sites=1",
-        "1_allocation=temporal_federation.sites=2",
-        "2_allocation=sharing_federation.sites=1",
-        "3_allocation=sharing_federation.sites=2",
+    choices = list(itertools.product(*axes.values()))
+    names = [
+        f"{number}_allocation={allocation}_network={network}_overlap={overlap}"
+        for number, (allocation, network, overlap) in enumerate(choices)
     ]
+    runs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert [path.name for path in runs] == names
     for run in runs:
-        assert {path.name for path in (tmp_path / "sweep" / run).iterdir()} >= {
+        assert {path.name for path in run.iterdir()} >= {
             "config.yaml",
             "log.txt",
             "rounds.jsonl",
@@ -73,15 +80,22 @@ def test_a_sweep_leaves_a_folder_for_each_run_and_one_table(
             "trace.json",
             "weights",
         }
-    rows = [line.split()[:2] for line in done.stdout.splitlines() if line.startswith(("temporal", "sharing"))]
-    assert rows == [["temporal", "1"], ["temporal", "2"], ["sharing", "1"], ["sharing", "2"]]
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("temporal", "sharing"))]
+    assert [tuple(row[:3]) for row in rows] == choices
     assert done.stdout.count("outcome") == 1
-
     again = fedmt("show", "sweep", environment=environment, cwd=tmp_path)
     assert again.stdout == done.stdout
-    weights = [(tmp_path / "sweep" / run / "weights" / "cells.safetensors").read_bytes() for run in runs]
-    assert weights[0] == weights[2], "how tasks share their device is no business of what they learn"
-    assert weights[0] != weights[1]
+
+    weights = {(run / "weights" / "forms.safetensors").read_bytes() for run in runs}
+    assert len(weights) == 1, "how tasks share their device and link is no business of what they learn"
+    for run, (_, network, overlap) in zip(runs, choices, strict=True):
+        summary = RunFolder.open(run).summary()
+        assert summary.in_turn
+        assert (summary.overlap, summary.link is not None) == (overlap, network == "edge_400mbps")
+        assert (summary.predicted_s[0] is not None) == (network != "none" or overlap == "flexible")
+        phases = {span.phase for entry in RunFolder.open(run).rounds() for span in entry.spans}
+        assert ({Phase.DOWNLOAD, Phase.UPLOAD} <= phases) == (network != "none")
+        assert "The slowest site: " in (run / "log.txt").read_text()
     assert engines(environment) == []
 
 
