@@ -15,7 +15,7 @@ import numpy as np
 from fedmt_flower.bench.allocation_table import interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import chosen_budgets, makespan
-from fedmt_flower.bench.mixes import SCHEMES
+from fedmt_flower.bench.mixes import SCHEMES, fast_step
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import spread
 from fedmt_flower.device.client import EngineClient
@@ -36,6 +36,7 @@ _SITES: Final = 2
 _TEMPORAL: Final = "temporal"
 _STATIC: Final = "best static"
 _EQUAL: Final = ("isolated", "sharing", "static 60", "static 80")
+_FAST: Final = "fedmt, fast steps"
 _ADAPTED: Final = {
     "fedmt": Coordination(),
     "fedmt, adapted batches": Coordination(batching=BatchRules(policy=Batching.PROPORTIONAL)),
@@ -47,7 +48,7 @@ _ADAPTED: Final = {
 
 def settings(quick: bool) -> dict[str, Json]:
     """What the driver runs with."""
-    schemes = [_TEMPORAL, _STATIC, *_ADAPTED]
+    schemes = [_TEMPORAL, _STATIC, *_ADAPTED, _FAST]
     return {
         "models": ["lenet"] * 3 if quick else list(_MODELS.values()),
         "schemes": [_TEMPORAL, "fedmt"] if quick else schemes,
@@ -73,7 +74,7 @@ def run(bench: Bench) -> bool:
                 allocation, rules = SCHEMES[federation.best_static()], Coordination()
             else:
                 allocation, rules = SCHEMES.get(cell, chosen), _ADAPTED.get(cell, Coordination())
-            recorder.add(cell, seed, federation.train(allocation, rules, seed))
+            recorder.add(cell, seed, federation.train(allocation, rules, seed, fast=cell == _FAST))
     bench.bars += _judge(recorder.samples, schemes)
     return recorder.has_all(schemes, seeds)
 
@@ -109,9 +110,9 @@ class _Federation:
     bench: Bench
     engine: EngineClient
 
-    def train(self, allocation: Allocation, rules: Coordination, seed: int) -> dict[str, Json]:
+    def train(self, allocation: Allocation, rules: Coordination, seed: int, *, fast: bool) -> dict[str, Json]:
         """Accuracy of every model before the first and after every round, and the rounds' seconds."""
-        tasks = self._tasks()
+        tasks = self._tasks(fast=fast)
         weights: Mapping[str, Weights] = {task.name: initial_weights(task, seed) for task in tasks}
         rounds = int(self.bench.settings["rounds"])
         accuracy: dict[str, list[float]] = {task.name: [] for task in tasks}
@@ -136,7 +137,7 @@ class _Federation:
         """The equal budgets with the shortest round, found once in a record."""
 
         def find() -> dict[str, Json]:
-            tasks = self._tasks()
+            tasks = self._tasks(fast=False)
             weights = {task.name: initial_weights(task, 0) for task in tasks}
             spans = {}
             for scheme in _EQUAL:
@@ -148,8 +149,9 @@ class _Federation:
 
         return str(self.bench.recorder.take("best static budgets", find)["best"])
 
-    def _tasks(self) -> tuple[Task, ...]:
+    def _tasks(self, *, fast: bool) -> tuple[Task, ...]:
         known = self.bench.settings
+        step = fast_step(self.bench.options.backend) if fast else {"step": "eager"}
         return tuple(
             Task(
                 name=name,
@@ -162,7 +164,7 @@ class _Federation:
                     "momentum": 0.9,
                     "weight_decay": 5e-4,
                     "volume": _VOLUMES[name] * float(known["volume"]),
-                    "step": "eager",
+                    **step,
                 },
             )
             for name, model in zip(_MODELS, known["models"], strict=True)

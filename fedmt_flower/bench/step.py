@@ -1,0 +1,145 @@
+"""Plain and fast training steps, in turn and shared: the two by two of speed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from fedmt_flower.bench.allocation_table import EQUAL, SETTINGS
+from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, fast_step, probes, seated, solo, synthetic_task
+from fedmt_flower.bench.planned import features, problem_of
+from fedmt_flower.bench.result import Json, Result
+from fedmt_flower.bench.step_table import CHOSEN, FAST, PLAIN, judge, markdown
+from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.domain.allocation import Objective
+from fedmt_flower.domain.task import Scalar, Task
+from fedmt_flower.planning.search import solve
+
+CLAIM = "fast steps and sharing multiply: together they are several times the eager rate in turn"
+
+
+def settings(quick: bool) -> dict[str, Json]:
+    """What the driver runs with."""
+    return {
+        "settings": list(SETTINGS)[: 1 if quick else None],
+        "batch": 8 if quick else BATCH,
+        "equal": ["sharing"] if quick else ["static 60", "100/(0.5 n)", "sharing"],
+        # Seconds of the plain round in turn.
+        "round_s": 0.05 if quick else 3.0,
+        "repeats": 2 if quick else 5,
+        "quick": quick,
+    }
+
+
+def run(bench: Bench) -> bool:
+    """Measure one setting after the other, since all their workers would not fit the memory."""
+    complete = True
+    with bench.profiler() as profiler:
+        for name in bench.settings["settings"]:
+            complete &= _Setting(bench, profiler, name).run()
+            profiler.dismiss()
+    bench.bars += judge(bench.recorder.samples, bench.settings["settings"])
+    return complete
+
+
+def report(result: Result) -> str:
+    """Two tables for each setting, in Markdown."""
+    return markdown(result)
+
+
+class _Setting:
+    """One setting, with either step."""
+
+    def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
+        self._bench, self._profiler, self._name = bench, profiler, name
+        batch = int(bench.settings["batch"])
+        plain = tuple(synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name])
+        fast = fast_step(bench.options.backend)
+        self._tasks = {PLAIN: plain, FAST: tuple(_with(task, fast) for task in plain)}
+
+    def run(self) -> bool:
+        """Take the repeats that are missing; whether all are there then."""
+        recorder, repeats = self._bench.recorder, int(self._bench.settings["repeats"])
+        if recorder.has_all([self._name], repeats):
+            return True
+        if recorder.left_s <= 0:
+            return False
+        volumes = self._volumes()
+        placed = {kind: self._placed(kind, volumes) for kind in self._tasks}
+        self._profiler.prepare([p for some in placed.values() for seats in some.values() for p in seats])
+        for cell, repeat in recorder.interleave([self._name], repeats):
+            self._take(cell, repeat, placed, volumes)
+        return recorder.has_all([self._name], repeats)
+
+    def _volumes(self) -> int:
+        """Dᵢ of every task, in whole batches, such that the plain round in turn takes about its time."""
+        _, known = features(self._bench, self._profiler, self._tasks[PLAIN])
+        each = float(self._bench.settings["round_s"]) / sum(1.0 / task.solo_rate for task in known.values())
+        batch = int(self._bench.settings["batch"])
+        return batch * max(1, round(each / batch))
+
+    def _placed(self, kind: str, volume: int) -> dict[str, tuple[Probe, ...]]:
+        """The seats of every scheme: equal budgets, and those chosen for each objective."""
+        tasks = self._tasks[kind]
+        found = {name: probes(self._profiler, tasks, SCHEMES[name]) for name in self._bench.settings["equal"]}
+        for name, objective in CHOSEN.items():
+            found[name] = seated(self._profiler, tasks, self._chosen(kind, objective, volume))
+        return found
+
+    def _chosen(self, kind: str, objective: Objective, volume: int) -> Sequence[float]:
+        """The budgets that the model chooses for `objective`, once in a record."""
+        tasks = self._tasks[kind]
+
+        def plan() -> dict[str, Json]:
+            volumes = {task.name: volume for task in tasks}
+            model, problem = problem_of(self._bench, self._profiler, tasks, volumes, objective)
+            return {"budgets": list(solve(problem, model.model).budgets), "model": model.basis}
+
+        cell = f"{self._name} | plan | {kind} | {objective}"
+        budgets: list[float] = self._bench.recorder.take(cell, plan)["budgets"]
+        return budgets
+
+    def _take(
+        self,
+        cell: str,
+        repeat: int,
+        placed: Mapping[str, Mapping[str, tuple[Probe, ...]]],
+        volume: int,
+    ) -> None:
+        """One repeat of everything, in a new order: one sample, never a part of it on another machine."""
+        alone = {
+            (kind, task.name): solo(self._profiler, task)
+            for kind in self._tasks
+            for task in self._tasks[kind]
+        }
+        shared = [(kind, name) for kind, some in placed.items() for name in some]
+        rounds = [(kind, name) for kind, name in shared if name in (*EQUAL, "fedmt")]
+        work = [
+            *(("solo", *which) for which in alone),
+            *(("rates", *which) for which in shared),
+            *(("round", *which) for which in rounds),
+            *(("round", kind, "in turn") for kind in self._tasks),
+        ]
+        random.Random(f"{cell} {repeat}").shuffle(work)
+        values: dict[str, Json] = {"volume": volume}
+        flags: list[str] = []
+        for what, kind, name in work:
+            key = f"{what} | {kind} | {name}"
+            if what == "round":
+                own = [solo(self._profiler, task) for task in self._tasks[kind]]
+                run = [(probe, volume) for probe in (own if name == "in turn" else placed[kind][name])]
+                span = self._profiler.cover(run, in_turn=name == "in turn")
+                values[key], spoiled = round(span.seconds, 4), span.spoiled
+            else:
+                together = [alone[kind, name]] if what == "solo" else placed[kind][name]
+                taken = self._profiler.measure(together)
+                values[key], spoiled = [round(rate, 1) for rate in taken.rates], taken.spoiled
+            flags += [f"{key}: {line}" for line in spoiled]
+        self._bench.recorder.add(cell, repeat, values, flags)
+
+
+def _with(task: Task, parameters: Mapping[str, Scalar]) -> Task:
+    """The task with a fast step, under a name of its own: it has a rate of its own."""
+    return replace(task, name=f"{task.name}.fast", parameters={**task.parameters, **parameters})
