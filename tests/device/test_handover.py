@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from fedmt_flower.device import memory, worker_handle
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.backends.cpu import CpuBackend
 from fedmt_flower.device.execution import Execution, HandedOver
+from fedmt_flower.device.frames import Stand
+from fedmt_flower.device.handover import Movers, Seated
 from fedmt_flower.device.initial import initial_weights
 from fedmt_flower.device.job import Job
 from fedmt_flower.device.pool import Pool
@@ -89,35 +92,37 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.R
         runner.run(pool.close())
 
 
+def played(
+    runner: asyncio.Runner, pool: Pool, backend: DeviceBackend, *tasks: Task, reallocates: bool = True
+) -> Played:
+    """A round of `tasks`, and what became of their weights."""
+    order = RoundOrder(
+        run="run",
+        round=1,
+        site="clinic",
+        assignments=tuple(Assignment(task=one, mode=Mode.TRAIN) for one in tasks),
+        allocation=Allocation(policy=Policy.FEDMT),
+        seed=3,
+    )
+    files = {one.name: memory.write(one.name, initial_weights(one, 1)) for one in tasks}
+    weights: dict[str, dict[str, bytes]] = {}
+
+    async def ignore(*_: object) -> None:
+        """Nobody watches this round."""
+
+    async def update(name: str, file: int) -> None:
+        weights[name] = {key: array.tobytes() for key, array in memory.read(file).items()}
+
+    round_ = Round(order, plan(tasks, reallocates), files, pool, backend, time.monotonic())
+    report = runner.run(round_.run(ignore, update))
+    for file in files.values():
+        os.close(file)
+    return Played(report, weights)
+
+
 @pytest.fixture
 def play(device: tuple[asyncio.Runner, Pool, DeviceBackend]) -> Callable[..., Played]:
-    runner, pool, backend = device
-
-    def run(*tasks: Task, reallocates: bool = True) -> Played:
-        order = RoundOrder(
-            run="run",
-            round=1,
-            site="clinic",
-            assignments=tuple(Assignment(task=one, mode=Mode.TRAIN) for one in tasks),
-            allocation=Allocation(policy=Policy.FEDMT),
-            seed=3,
-        )
-        files = {one.name: memory.write(one.name, initial_weights(one, 1)) for one in tasks}
-        weights: dict[str, dict[str, bytes]] = {}
-
-        async def ignore(*_: object) -> None:
-            """Nobody watches this round."""
-
-        async def update(name: str, file: int) -> None:
-            weights[name] = {key: array.tobytes() for key, array in memory.read(file).items()}
-
-        round_ = Round(order, plan(tasks, reallocates), files, pool, backend, time.monotonic())
-        report = runner.run(round_.run(ignore, update))
-        for file in files.values():
-            os.close(file)
-        return Played(report, weights)
-
-    return run
+    return partial(played, *device)
 
 
 def test_the_last_tasks_get_the_device_and_train_to_the_same_bits(play: Callable[..., Played]) -> None:
@@ -127,15 +132,15 @@ def test_the_last_tasks_get_the_device_and_train_to_the_same_bits(play: Callable
     first, second = play(*tasks), play(*tasks)
     assert first.weights == second.weights == held.weights
     assert [report.handovers for report in held.report.tasks] == [(), (), ()]
-    for played in (first, second):
-        short, middle, long = played.report.tasks
+    for done in (first, second):
+        short, middle, long = done.report.tasks
         assert (short.handovers, middle.handovers) == ((), ())
         (moved,) = long.handovers
         assert (moved.budget, moved.level, long.level) == (WHOLE, 2, 2)
         assert 0 < moved.lost_s < 2
         assert long.train_metrics == held.report.task("long").train_metrics
         assert long.samples == held.report.task("long").samples
-        spans = [s for s in played.report.timeline if s.task == "long" and s.phase is Phase.COMPUTE]
+        spans = [s for s in done.report.timeline if s.task == "long" and s.phase is Phase.COMPUTE]
         assert len(spans) == 2
         assert spans[0].end_s == pytest.approx(moved.at_s)
         assert spans[1].start_s - spans[0].end_s == pytest.approx(moved.lost_s)
@@ -178,11 +183,11 @@ def test_a_target_that_is_killed_or_gets_another_state_leaves_the_task_where_it_
 
     for what in (kill_target, spoil):
         meddle(what)
-        played = play(*tasks)
-        long = played.report.task("long")
+        done = play(*tasks)
+        long = done.report.task("long")
         assert (long.status, long.handovers, long.level) == (Status.DONE, (), 1)
-        assert played.weights == held.weights
-        spans = [s for s in played.report.timeline if s.task == "long" and s.phase is Phase.COMPUTE]
+        assert done.weights == held.weights
+        spans = [s for s in done.report.timeline if s.task == "long" and s.phase is Phase.COMPUTE]
         assert len(spans) == 2
 
 
@@ -197,9 +202,9 @@ def test_a_source_that_is_killed_in_mid_hand_over_is_not_missed(
         return baton
 
     meddle(kill_source)
-    played = play(*tasks)
-    assert played.weights == held.weights
-    assert len(played.report.task("long").handovers) == 1
+    done = play(*tasks)
+    assert done.weights == held.weights
+    assert len(done.report.task("long").handovers) == 1
 
 
 def test_a_task_whose_workers_are_both_killed_fails_by_name_and_alone(
@@ -211,19 +216,19 @@ def test_a_task_whose_workers_are_both_killed_fails_by_name_and_alone(
         return baton
 
     meddle(kill_both)
-    played = play(task("short"), task("long", 16))
-    long = played.report.task("long")
+    done = play(task("short"), task("long", 16))
+    long = done.report.task("long")
     assert long.status is Status.FAILED
     assert long.error.startswith("site 'clinic', task 'long': worker ")
     assert "was killed by SIGKILL" in long.error
-    assert played.report.task("short").status is Status.DONE
+    assert done.report.task("short").status is Status.DONE
 
 
 def test_what_cannot_be_handed_over_stays(play: Callable[..., Played]) -> None:
     private = task("private", trainer="handover_tasks:Private")
-    played = play(task("short"), private)
-    assert played.report.task("private").status is Status.DONE
-    assert (played.report.task("private").handovers, played.report.task("private").samples) == ((), 1280)
+    done = play(task("short"), private)
+    assert done.report.task("private").status is Status.DONE
+    assert (done.report.task("private").handovers, done.report.task("private").samples) == ((), 1280)
     whole = Task(
         name="whole",
         model="handover_tasks:model",
@@ -231,9 +236,9 @@ def test_what_cannot_be_handed_over_stays(play: Callable[..., Played]) -> None:
         train="handover_tasks:train",
         python_path=private.python_path,
     )
-    played = play(task("short"), whole)
-    assert played.report.task("whole").status is Status.DONE
-    assert (played.report.task("whole").handovers, played.report.task("whole").level) == ((), 1)
+    done = play(task("short"), whole)
+    assert done.report.task("whole").status is Status.DONE
+    assert (done.report.task("whole").handovers, done.report.task("whole").level) == ((), 1)
 
 
 def test_budgets_stay_where_there_is_no_memory_for_another_worker(
@@ -280,3 +285,58 @@ def test_a_state_has_one_checksum_here_and_there(monkeypatch: pytest.MonkeyPatch
     there.take_over(standing, state)
     assert summed(standing.state()) == before
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, Pool, DeviceBackend]]:
+    from fedmt_flower.device.backends.mps import MpsBackend
+
+    folder = tmp_path_factory.mktemp("gpu")
+    backend = MpsBackend(0, folder)
+    backend.open()
+    with asyncio.Runner() as runner:
+        pool = Pool(backend, folder / "workers")
+        runner.run(pool.open())
+        yield runner, pool, backend
+        runner.run(pool.close())
+    backend.close()
+
+
+def image_task(name: str, epochs: int, **parameters: Scalar) -> Task:
+    """ResNet-18 with momentum: 45 MB of weights, as much again of optimizer."""
+    return Task(
+        name=name,
+        model="fedmt_flower.tasks.models:resnet18",
+        data="fedmt_flower.tasks.data:synthetic",
+        parameters={"lr": 0.01, "momentum": 0.9, "batch_size": 128, "samples": 2048, "epochs": epochs}
+        | {"in_channels": 3, "deterministic": True}
+        | parameters,
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("step", ["eager", "graph"])
+@pytest.mark.parametrize("way", ["device", "host"])
+def test_a_state_goes_to_another_seat_of_the_gpu(
+    gpu: tuple[asyncio.Runner, Pool, DeviceBackend],
+    step: str,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """From device to device, or through the host; the second round finds its workers warm."""
+    if way == "host":
+
+        async def without_place(self: Movers, seated: Seated, target: WorkerHandle) -> bool:
+            await target.ask(Stand(job=seated.job))
+            return False
+
+        monkeypatch.setattr(Movers, "_made_ready", without_place)
+    tasks = (image_task("short", 1, step=step), image_task("long", 24, step=step))
+    _, warm = (played(*gpu, *tasks) for _ in range(2))
+    assert "through the host's memory" not in caplog.text
+    long = warm.report.task("long")
+    assert (long.status, long.samples, long.step) == (Status.DONE, 24 * 2048, step)
+    (moved,) = long.handovers
+    assert moved.budget == WHOLE
+    assert moved.lost_s < (0.05 if way == "device" else 1.0)

@@ -17,6 +17,7 @@ from fedmt_flower.device.contract import Progress, Weights
 from fedmt_flower.device.initial import initial_weights
 from fedmt_flower.device.job import Job
 from fedmt_flower.device.runtime import TaskRuntime
+from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.round import Mode
 from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.domain.timeline import Phase
@@ -234,3 +235,23 @@ def test_weights_cross_to_the_gpu_and_back_unchanged(task: Task) -> None:
         assert result.weights is not None
         for name in ("layers.0.weight", "layers.3.bias"):
             assert result.weights[name].tobytes() == start[name].tobytes()
+
+
+@pytest.mark.gpu
+def test_rounds_of_graphs_end_in_the_bits_of_plain_ones() -> None:
+    """In one process, over rounds that bring their own weights, and after memory was given back."""
+    task = replace(STEPPED, model="fedmt_flower.tasks.models:mlp", data="fedmt_flower.tasks.data:synthetic")
+    shape: dict[str, Scalar] = {"in_features": 3072, "out_features": 10, "dropout": 0.2}
+    known: dict[str, Scalar] = {**shape, "samples": 100, "momentum": 0.9, "deterministic": True}
+    plain, fast = TaskRuntime(task, "cuda:0"), TaskRuntime(task, "cuda:0")
+    weights = initial_weights(replace(task, parameters=shape), 1)
+    for round_ in (1, 2, 3):
+        eager = plain.run(job(task, round_, step="eager", **known), weights)
+        graphed = fast.run(job(task, round_, step="graph", **known), weights)
+        assert bits(graphed.weights) == bits(eager.weights)
+        assert graphed.train_metrics == eager.train_metrics
+        assert (eager.step, graphed.step, graphed.why_eager) == (StepKind.EAGER, StepKind.GRAPH, "")
+        assert eager.weights is not None
+        weights = dict(eager.weights)
+        if round_ == 2:
+            fast.release()
