@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from fedmt_flower.device.binding import resolve_callable
+from fedmt_flower.device.binding import defaults, resolve_callable
 from fedmt_flower.device.job import DEFAULT_BATCH, Job
 from fedmt_flower.domain.coordination import LearningRate
 from fedmt_flower.domain.task import Scalar, Task
@@ -29,28 +28,19 @@ def adapted(task: Task, job: Job) -> dict[str, Scalar]:
     parameters = dict(job.parameters)
     if job.batch_size is None or job.learning_rate is LearningRate.OFF:
         return parameters
-    defaults = _defaults(resolve_callable(task, "train" if task.train else "optimizer"))
-    factor = job.learning_rate.factor(job.batch_size, _own_batch(task, job, defaults))
+    asked = defaults(resolve_callable(task, "train" if task.train else "optimizer"))
+    factor = job.learning_rate.factor(job.batch_size, _own_batch(task, job, asked))
     given = {name: value for name, value in parameters.items() if name.replace("-", "_") in _RATES}
-    rates = given or {name: defaults[name] for name in _RATES if name in defaults}
+    rates = given or {name: asked[name] for name in _RATES if name in asked}
     return parameters | {name: float(rate) * factor for name, rate in rates.items() if _is_number(rate)}
 
 
-def _own_batch(task: Task, job: Job, defaults: Mapping[str, Any]) -> int:
-    own = job.own_batch_size or defaults.get("batch_size") or DEFAULT_BATCH
+def _own_batch(task: Task, job: Job, asked: Mapping[str, Any]) -> int:
+    own = job.own_batch_size or asked.get("batch_size") or DEFAULT_BATCH
     try:
         return int(own)
     except ValueError as error:
         raise TaskError(f"task {task.name!r}, batch_size: got {own!r}, expected a number") from error
-
-
-def _defaults(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """The defaults of the parameters of `function`, by name."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:
-        return {}
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _is_number(value: object) -> bool:

@@ -77,6 +77,15 @@ def lookup(known: Mapping[str, Any], name: str, default: Any = None) -> Any:
     return default
 
 
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of `function` by name, each with its default; None where it has none."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # it is not written in Python
+        return {}
+    return {p.name: None if p.default is p.empty else p.default for p in parameters}
+
+
 def bind(
     function: Callable[..., Any],
     *positional: object,

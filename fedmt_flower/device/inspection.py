@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from fedmt_flower.device.batches import batches, rows
-from fedmt_flower.device.binding import lookup, names, resolve_callable
+from fedmt_flower.device.binding import defaults, lookup, names, resolve_callable
 from fedmt_flower.device.frames import Appraised
 from fedmt_flower.device.job import DEFAULT_BATCH, Job
 from fedmt_flower.device.runtime import TaskRuntime
@@ -30,7 +29,7 @@ def appraise(runtime: TaskRuntime, job: Job) -> Appraised:
     splits = runtime.splits(job)
     known, asked = names(job.parameters), {}
     if runtime.task.kind is TaskKind.WHOLE_CALL:
-        asked = _defaults(resolve_callable(runtime.task, "train"))
+        asked = defaults(resolve_callable(runtime.task, "train"))
         adapts = "batch_size" in asked
     else:
         # The package's loop takes batches from tensors and data sets; a loader brings its own, and a
@@ -45,12 +44,6 @@ def appraise(runtime: TaskRuntime, job: Job) -> Appraised:
         batch=int(batch),
         adapts=adapts,
     )
-
-
-def _defaults(function: Any) -> dict[str, Any]:
-    """The parameters of `function` by name, each with its default or None."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: None if p.default is p.empty else p.default for p in parameters}
 
 
 def pass_of(runtime: TaskRuntime, job: Job, batch_size: int) -> int:

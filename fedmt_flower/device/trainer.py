@@ -20,13 +20,13 @@ from fedmt_flower.device.batches import (
 )
 from fedmt_flower.device.binding import lookup, names
 from fedmt_flower.device.graphs import StepGraphs, Steps, obstacle
+from fedmt_flower.device.job import DEFAULT_BATCH
 from fedmt_flower.device.training_step import Objective, TrainingStep
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.step import StepChoice, StepRules
 
 PROXIMAL = "proximal_mu"
 """FedProx's weight μ; its strategy sends it as ``proximal-mu``."""
-_DEFAULT_BATCH = 32
 
 
 class SteppedTrainer(Protocol):
@@ -100,7 +100,7 @@ class Loop:
         """Get ready for a round; see `SteppedTrainer.setup`."""
         known = names(config)
         self._epochs = int(lookup(known, "epochs", 1))
-        self._batch_size = int(lookup(known, "batch_size", _DEFAULT_BATCH))
+        self._batch_size = int(lookup(known, "batch_size", DEFAULT_BATCH))
         self._seed = int(known["seed"])
         mu = float(known.get(PROXIMAL, 0.0))
         if self._epochs < 1 or self._batch_size < 1:

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Final
 
 import numpy as np
@@ -23,25 +22,6 @@ _SOLVED: Final = 16
 """For so many combinations within ε, and for half as many beyond it, Eq. 5 is solved."""
 _EFFORT: Final = 20_000
 """Rates that one of those solutions may predict."""
-
-
-class Scaling(StrEnum):
-    """How a learning rate follows the batch size."""
-
-    OFF = "off"
-    LINEAR = "linear"
-    SQRT = "sqrt"
-
-
-def scaled_learning_rate(rate: float, batch: int, reference: int, scaling: Scaling) -> float:
-    """The learning rate for `batch`, where `rate` was chosen for batches of `reference`."""
-    match scaling:
-        case Scaling.OFF:
-            return rate
-        case Scaling.LINEAR:
-            return rate * batch / reference
-        case Scaling.SQRT:
-            return float(rate * np.sqrt(batch / reference))
 
 
 def valid_batches(

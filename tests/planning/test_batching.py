@@ -8,10 +8,8 @@ from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.batching import (
-    Scaling,
     choose_batches,
     mismatch,
-    scaled_learning_rate,
     valid_batches,
 )
 from fedmt_flower.planning.budgets import BudgetProblem
@@ -108,9 +106,3 @@ def test_a_last_batch_of_one_example_is_avoided_where_it_can_be() -> None:
     assert valid_batches("a", (32, 48, 64), 129) == (48,)
     assert valid_batches("a", (32, 64), 129) == (32, 64)
     assert valid_batches("a", (1,), 129) == (1,)
-
-
-def test_the_learning_rate_follows_the_batch_as_asked() -> None:
-    assert scaled_learning_rate(0.1, 512, 128, Scaling.OFF) == 0.1
-    assert scaled_learning_rate(0.1, 512, 128, Scaling.LINEAR) == pytest.approx(0.4)
-    assert scaled_learning_rate(0.1, 512, 128, Scaling.SQRT) == pytest.approx(0.2)
