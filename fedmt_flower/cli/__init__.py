@@ -22,6 +22,7 @@ COMMANDS = {
     "sim": "train a federation of several tasks here, on Flower's simulation",
     "profile": "measure tasks on their device, alone and together",
     "fit": "make a throughput model of the samples of a profile",
+    "plan": "show what a device would do in a round, and what that promises",
     "show": "show the results of a run",
     "engine": "the engines of this host: status, logs, metrics, stop",
     "doctor": "check what this machine has and what is missing",

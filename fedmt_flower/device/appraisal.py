@@ -125,7 +125,9 @@ def expect(kind: type[T], answer: object) -> T:
 
 
 def _rehearsal(job: Job, size: int, gpu: bool) -> Rehearse:
-    parameters = {**job.parameters, "epochs": ENDLESS, "batch_size": size}
+    ours = {"epochs": ENDLESS, "batch_size": size}
+    others = {name: value for name, value in job.parameters.items() if name.replace("-", "_") not in ours}
+    parameters = {**others, **ours}
     return Rehearse(job=replace(job, parameters=parameters), steps=_WARM_GPU if gpu else _WARM_CPU)
 
 

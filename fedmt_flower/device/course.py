@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from fedmt_flower.device.models import ANALYTIC, Chosen
+from fedmt_flower.device.models import Chosen
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.plan import DevicePlan, RoundPlan
 from fedmt_flower.domain.round import RoundOrder, RoundReport
@@ -35,9 +35,6 @@ class Course:
         self, order: RoundOrder, device: DeviceFacts, tasks: Sequence[TaskFacts], chosen: Chosen
     ) -> Case:
         """The round of `order` as it is to be planned now; ConfigError if it cannot be."""
-        if not all(facts.counted for facts in tasks):
-            # What a fitted model would see of the task is not known.
-            chosen = ANALYTIC
         volumes = _volumes(tasks)
         loads = self._loads.get(order.site, Loads()).seen(volumes)
         request = frame(

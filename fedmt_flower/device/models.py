@@ -11,7 +11,7 @@ from typing import Final
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.profile import DeviceFeatures
 from fedmt_flower.errors import ConfigError
-from fedmt_flower.planning.analytic import AnalyticModel
+from fedmt_flower.planning.analytic import AnalyticModel, ThreadModel
 from fedmt_flower.planning.throughput import ThroughputModel
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class Chosen:
 
 
 ANALYTIC: Final = Chosen(model=AnalyticModel(), basis="analytic model")
+THREADS: Final = Chosen(model=ThreadModel(), basis="analytic model of threads")
 
 
 class Models:
@@ -41,8 +42,8 @@ class Models:
     Parameters
     ----------
     backend
-        The device's backend. The shipped models were fitted on GPUs: other devices plan with the analytic
-        one, and with a file where they are given one.
+        The device's backend. The shipped models were fitted on GPUs: CPUs plan with an analytic one, or
+        with the file that they are given.
     shipped
         Directory of models that come along; None is the package's own.
     """
@@ -63,9 +64,14 @@ class Models:
         if path:
             return self._file(Path(path))
         if self._backend != Backend.MPS:
-            return ANALYTIC
+            return self.untaught
         found = [self._file(file) for file in self._files()]
         return next((one for one in found if device.name in one.devices), found[0] if found else ANALYTIC)
+
+    @property
+    def untaught(self) -> Chosen:
+        """The model that needs no samples, and nothing of a task but what it is alone."""
+        return ANALYTIC if self._backend == Backend.MPS else THREADS
 
     def _files(self) -> list[Path]:
         if self._shipped is not None:

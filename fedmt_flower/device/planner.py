@@ -118,14 +118,13 @@ class Planner:
         return plan
 
     async def _case(self, order: RoundOrder, run: _Run, known: Known) -> Case:
-        device = known.device
-        chosen = await asyncio.to_thread(self._models.choose, order.allocation.model, device.features)
-        return run.course.case(order, device, known.tasks, chosen)
+        chosen = await asyncio.to_thread(known.model, self._models, order.allocation.model)
+        return run.course.case(order, known.device, known.tasks, chosen)
 
     def _look_ahead(self, order: RoundOrder, run: _Run, known: Known) -> None:
         """Plan the site's next round by what is known, unless the plan that there is serves."""
         try:
-            chosen = self._models.choose(order.allocation.model, known.device.features)
+            chosen = known.model(self._models, order.allocation.model)
             case = run.course.case(order, known.device, known.tasks, chosen)
         except ConfigError as error:
             log.info("the next round of site %s cannot be planned ahead: %s", order.site, error)

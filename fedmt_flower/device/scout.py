@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -14,6 +14,7 @@ from fedmt_flower.device.appraisal import Examined, Steps, examine, expect, time
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.frames import Appraise, Appraised, Describe, Described, Rest
 from fedmt_flower.device.job import ROUND_KEYS, Job, job_of
+from fedmt_flower.device.models import Chosen, Models
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.seat import Seat
 from fedmt_flower.device.survey import PERCENTAGES, QUARTER, device_steps
@@ -47,6 +48,17 @@ class Known:
     tasks: tuple[TaskFacts, ...]
     unknown: Mapping[str, str]
 
+    def model(self, models: Models, path: str) -> Chosen:
+        """The model to plan them with: a fitted one only where all that it would see of them is known.
+
+        Raises
+        ------
+        ConfigError
+            As `Models.choose`.
+        """
+        chosen = models.choose(path, self.device.features)
+        return chosen if all(facts.counted for facts in self.tasks) else models.untaught
+
 
 class Scout:
     """Looks at the tasks of a device's rounds before they are planned.
@@ -55,11 +67,14 @@ class Scout:
     ----------
     backend, pool
         The device and its workers, which keep what they load for it.
+    tell
+        Told what is being done, in a few words.
     """
 
-    def __init__(self, backend: DeviceBackend, pool: Pool) -> None:
+    def __init__(self, backend: DeviceBackend, pool: Pool, tell: Callable[[str], None] | None = None) -> None:
         self._backend = backend
         self._pool = pool
+        self._tell = tell or log.debug
         self._device: DeviceFeatures | None = None
         self._levels: tuple[float, ...] = ()
         self._appraised: OrderedDict[str, Appraised] = OrderedDict()
@@ -99,6 +114,15 @@ class Scout:
                     tasks.append(found)
         return Known(device=await self._facts(), tasks=tuple(tasks), unknown=unknown)
 
+    async def appraise(self, order: RoundOrder) -> dict[str, Appraised]:
+        """What each task of `order` has to do, without any measurement; TaskError if one has no data."""
+        found = {}
+        for assignment in order.assignments:
+            self._tell(f"loading the data of {assignment.task.name}")
+            job = job_to_measure(order, assignment)
+            found[assignment.task.name] = await self._appraise(order, assignment.task, job)
+        return found
+
     def saw(self, report: RoundReport) -> None:
         """Remember what the workers of a round still hold."""
         self._held = {task.pid: task.memory_bytes for task in report.tasks}
@@ -134,6 +158,7 @@ class Scout:
         """What a stepped task is alone, with the whole device and with a quarter of it."""
         key = repr((order.run, replace(task, parameters={}), own, offered))
         if key not in self._examined:
+            self._tell(f"measuring {task.name} alone")
             whole, *quarter = self._seats
             alone = examine(job, own, offered, gpu=self._on_gpu, device=self._device is None)
             found = await self._carry(order.run, task, whole, alone)
@@ -182,6 +207,8 @@ class Scout:
             for assignment in training
             if assignment.task.kind is TaskKind.STEPPED and not self._workers_of(order.run, assignment.task)
         ]
+        if new:
+            self._tell(f"starting workers of {', '.join(assignment.task.name for assignment in new)}")
         starts = [start(assignment, seat) for assignment in new for seat in self._seats]
         for failure in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(failure, TaskError | EngineError):

@@ -15,6 +15,7 @@ from fedmt_flower.planning.framing import TaskFacts
 from fedmt_flower.planning.planner import PlannedRound, PlanRequest, plan_device_round
 from fedmt_flower.planning.throughput import ThroughputModel
 from fedmt_flower.planning.trivial import EqualSlowdownModel
+from fedmt_flower.planning.whole_units import WholeUnits
 
 NEAR: Final = 0.05
 """By how much, in logarithms, what is known may have moved since a plan that is still used."""
@@ -49,7 +50,7 @@ class Case:
     def predictor(self) -> ThroughputModel:
         """The model with which the round is planned."""
         capped = self.request.sharing is Sharing.CAPPED
-        model = self.model if capped else EqualSlowdownModel()
+        model: ThroughputModel = WholeUnits(model=self.model) if capped else EqualSlowdownModel()
         if not (capped and self.knows_batches):
             curves = {facts.features.task: facts.speeds for facts in self.tasks}
             model = BatchCurves(model=model, curves=curves)

@@ -189,15 +189,19 @@ def _ordered(request: PlanRequest, setup: RoundSetup, found: Reallocation, start
 def _held(
     request: PlanRequest, setup: RoundSetup, start: Index, budgets: Array
 ) -> tuple[Reallocation, OrderPlan]:
-    """Budgets for the whole round: those of Eq. 5, moved by a level while a flexible order gains by it."""
-    if request.overlap is Overlap.FLEXIBLE and request.problem.objective is Objective.MAKESPAN:
+    """Budgets for the whole round: those of Eq. 5, or equal ones, moved by a level while that gains."""
+    choosing = request.problem.objective is Objective.MAKESPAN and setup.grid.shape[1] > 1
+    if choosing and request.link is not None:
+        budgets = _best_start(request, setup, start, budgets)
+    if choosing and request.overlap is Overlap.FLEXIBLE:
         grid, tasks = setup.grid, np.arange(len(budgets))
         fixed = replace(setup, batches=np.repeat(setup.batches[tasks, start][:, None], 3, axis=1))
         for _ in range(_TURNS if len(tasks) <= EXACT else 1):
             place = np.array([np.searchsorted(row, r) for row, r in zip(grid, budgets, strict=True)])
             near = np.clip(place[:, None] + [-1, 0, 1], 0, grid.shape[1] - 1)
             found = hold(fixed, grid[tasks[:, None], near])
-            fits = found.budgets.sum(axis=1) <= setup.most + 1e-9
+            least, total = request.problem.virtual_resource[0], found.budgets.sum(axis=1)
+            fits = (total >= least - 1e-9) & (total <= setup.most + 1e-9)
             order = plan_order(
                 setup.jobs, found.table, np.ones_like(start), overlap=Overlap.FLEXIBLE, allowed=fits
             )
@@ -207,6 +211,23 @@ def _held(
             budgets = moved
     found = hold(setup, budgets[:, None])
     return found, _ordered(request, setup, found, start)
+
+
+def _best_start(request: PlanRequest, setup: RoundSetup, start: Index, budgets: Array) -> Array:
+    """Of `budgets`, found as if all tasks began at once, and of equal ones, those of the shortest round."""
+    tasks, grid = np.arange(len(budgets)), setup.grid
+    fixed = replace(setup, batches=setup.batches[tasks, start][:, None])
+    tried = [budgets, *grid.T[grid.sum(axis=0) <= setup.most + 1e-9]]
+    overlap = request.overlap
+    if overlap is Overlap.FLEXIBLE and len(tasks) > EXACT:
+        overlap = Overlap.WORKLOAD
+    spans = [
+        plan_order(
+            setup.jobs, hold(fixed, row[:, None]).table, np.zeros_like(start), overlap=overlap
+        ).makespan_s
+        for row in tried
+    ]
+    return np.asarray(tried[int(np.argmin(spans))])
 
 
 def _changing(

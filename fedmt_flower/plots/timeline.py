@@ -15,7 +15,7 @@ from fedmt_flower.domain.round import Status
 from fedmt_flower.domain.timeline import Phase, Span
 from fedmt_flower.federation.record import Entry
 
-_COLOURS = {
+PHASE_COLOURS = {
     Phase.PREPARE: "#c9cdd2",
     Phase.DOWNLOAD: "#56b4e9",
     Phase.EVALUATE: "#009e73",
@@ -57,10 +57,10 @@ def timeline_png(lines: Sequence[Entry]) -> bytes:
     figure.suptitle(f"Round {first.round}: {_how(first)}", x=0.01, ha="left", fontsize=12, weight="bold")
     seen = {span.phase for entry in lines for span in (*entry.spans, *entry.planned)}
     handles: list[Artist] = [
-        Patch(color=colour, label=phase) for phase, colour in _COLOURS.items() if phase in seen
+        Patch(color=colour, label=phase) for phase, colour in PHASE_COLOURS.items() if phase in seen
     ]
     if planned:
-        handles.append(Patch(color=_COLOURS[Phase.COMPUTE], alpha=_PALE, label="as planned"))
+        handles.append(Patch(color=PHASE_COLOURS[Phase.COMPUTE], alpha=_PALE, label="as planned"))
         handles.append(Line2D([], [], color=_MUTED, linestyle="--", label="planned end"))
     figure.legend(
         handles=handles,
@@ -102,7 +102,7 @@ def _draw_spans(
     axes: Axes, place: float, height: float, spans: Sequence[Span], begin: float, alpha: float = 1.0
 ) -> None:
     for span in spans:
-        colour = _COLOURS[span.phase]
+        colour = PHASE_COLOURS[span.phase]
         # The edge keeps a transfer of a millisecond visible beside a training of seconds.
         axes.barh(
             place,
