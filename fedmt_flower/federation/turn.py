@@ -26,6 +26,9 @@ _REFUSED = 2
 
 _RAISED = re.compile(r"<class '(?:[\w.]*\.)?(?P<name>\w+)'>:<'(?P<text>.*)'>", re.DOTALL)
 
+_SIMULATED = "ClientAppException occurred. Message: "
+"""What a simulation puts before the text of an exception, behind Ray's account of where it was raised."""
+
 _SELF_EXPLAINING = {"ConfigError", "EngineError", "FederationError", "ProtocolError", "TaskError"}
 """The package's own errors, whose text needs no class name beside it."""
 
@@ -345,7 +348,9 @@ def _cause(error: Error) -> str:
     """The text of an error reply in one line, without the wrapping that Flower gives an exception."""
     text = error.reason or f"error code {error.code} without a reason"
     raised = _RAISED.fullmatch(text)
-    if raised:
+    if _SIMULATED in text:
+        text = text.rpartition(_SIMULATED)[2].removesuffix("'>")
+    elif raised:
         known = raised["name"] in _SELF_EXPLAINING
         text = raised["text"] if known else f"{raised['name']}: {raised['text']}"
     return " ".join(text.split())

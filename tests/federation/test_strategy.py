@@ -295,7 +295,20 @@ def test_when_nothing_was_ever_updated_the_run_fails(run: Run) -> None:
         run.start(rounds=2)
 
 
-def test_an_app_that_raises_costs_its_node_the_round(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("<class 'OSError'>:<'no space left'>", "OSError: no space left"),
+        (
+            "<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'ray::ClientAppActor.run()\nFile x\n"
+            "fedmt_flower.errors.ConfigError: too large\n"
+            "\nException ClientAppException occurred. Message: too large\n"
+            "\nException ClientAppException occurred. Message: too large'>",
+            "too large",
+        ),
+    ],
+)
+def test_an_app_that_raises_costs_its_node_the_round(run: Run, reason: str, told: str) -> None:
     run.grid.apps[3][1].node_config["partition-id"] = 2
     site = "site-2"
     answers = iter([False, True])
@@ -303,14 +316,14 @@ def test_an_app_that_raises_costs_its_node_the_round(run: Run) -> None:
     def tamper(sent: Message, reply: Message) -> Message:
         if reply.metadata.message_type != "train" or not next(answers, False):
             return reply
-        return Message(Error(2, "<class 'OSError'>:<'no space left'>"), reply_to=sent)
+        return Message(Error(2, reason), reply_to=sent)
 
     run.grid.tamper[3] = tamper
     run.start(rounds=3)
     assert [site in played.tasks["seg"].sites for played in run.rounds[:3]] == [True, False, True]
-    assert run.failures("seg") == [f"site '{site}', task 'seg': OSError: no space left"]
+    assert run.failures("seg") == [f"site '{site}', task 'seg': {told}"]
     errors = [answer.error for answer in run.rounds[1].answers]
-    assert errors == ["", "", "OSError: no space left"]
+    assert errors == ["", "", told]
 
 
 def test_a_reply_that_never_comes_costs_its_node_the_round(run: Run) -> None:
