@@ -68,13 +68,18 @@ def run(bench: Bench) -> bool:
     schemes = list(bench.settings["schemes"])
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine() as engine:
         federation = _Federation(bench, engine)
-        chosen = chosen_budgets(bench, Path(directory))
+        chosen, warm = chosen_budgets(bench, Path(directory)), set[str]()
         for cell, seed in recorder.interleave(schemes, seeds):
             if cell == _STATIC:
                 allocation, rules = SCHEMES[federation.best_static()], Coordination()
             else:
                 allocation, rules = SCHEMES.get(cell, chosen), _ADAPTED.get(cell, Coordination())
-            recorder.add(cell, seed, federation.train(allocation, rules, seed, fast=cell == _FAST))
+            fast = cell == _FAST
+            if cell not in warm:
+                federation.train(allocation, rules, 0, rounds=1, fast=fast)
+                warm.add(cell)
+            rounds = int(bench.settings["rounds"])
+            recorder.add(cell, seed, federation.train(allocation, rules, seed, rounds=rounds, fast=fast))
     bench.bars += _judge(recorder.samples, schemes)
     return recorder.has_all(schemes, seeds)
 
@@ -110,11 +115,12 @@ class _Federation:
     bench: Bench
     engine: EngineClient
 
-    def train(self, allocation: Allocation, rules: Coordination, seed: int, *, fast: bool) -> dict[str, Json]:
+    def train(
+        self, allocation: Allocation, rules: Coordination, seed: int, *, rounds: int, fast: bool
+    ) -> dict[str, Json]:
         """Accuracy of every model before the first and after every round, and the rounds' seconds."""
         tasks = self._tasks(fast=fast)
         weights: Mapping[str, Weights] = {task.name: initial_weights(task, seed) for task in tasks}
-        rounds = int(self.bench.settings["rounds"])
         accuracy: dict[str, list[float]] = {task.name: [] for task in tasks}
         seconds, batches = [], {}
         for number in range(1, rounds + 2):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 
-from fedmt_flower.domain.profile import StepKind, TaskFeatures
+from fedmt_flower.domain.profile import DeviceFeatures, StepKind, TaskFeatures
 from fedmt_flower.planning.throughput import Array, CoRuns
 
 FEATURES: Final[dict[str, int]] = {
@@ -58,7 +59,7 @@ def design(runs: CoRuns) -> Array:
     """
     running = runs.running.T
     features = np.empty((np.count_nonzero(running), len(FEATURES)), dtype=np.float32)
-    static, contention = _static(runs), _Contention(runs)
+    static, contention = _static(runs.device, runs.tasks), _Contention(runs)
     end = 0
     for i, task in enumerate(runs.tasks):
         rows = np.flatnonzero(running[i])
@@ -74,9 +75,9 @@ def design(runs: CoRuns) -> Array:
     return features  # type: ignore[return-value]
 
 
-def _static(runs: CoRuns) -> Array:
-    """What does not change with the setting: shape (n, 11)."""
-    device = runs.device
+@lru_cache(maxsize=64)
+def _static(device: DeviceFeatures, tasks: tuple[TaskFeatures, ...]) -> Array:
+    """What does not change with the setting: shape (n, 11). A search asks for it hundreds of times."""
     return np.array(
         [
             [
@@ -87,7 +88,7 @@ def _static(runs: CoRuns) -> Array:
                 float(task.step is StepKind.GRAPH),
                 *np.log2([device.units, device.peak, device.bandwidth]),
             ]
-            for task in runs.tasks
+            for task in tasks
         ]
     )
 
