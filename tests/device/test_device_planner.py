@@ -1,0 +1,295 @@
+"""The plans of an engine's rounds: what is measured for them, and what rounds teach."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+
+from fedmt_flower.device import memory
+from fedmt_flower.device.backends.cpu import CpuBackend
+from fedmt_flower.device.inline import InlineEngine
+from fedmt_flower.device.planner import Planner
+from fedmt_flower.device.pool import Pool
+from fedmt_flower.device.rounds import Round
+from fedmt_flower.domain.allocation import Allocation, Policy
+from fedmt_flower.domain.coordination import Batching, BatchRules, Coordination, OverlapRules
+from fedmt_flower.domain.network import Overlap
+from fedmt_flower.domain.plan import DevicePlan, Sharing
+from fedmt_flower.domain.round import Mode, RoundOrder, RoundReport, Status
+from fedmt_flower.domain.task import Task
+from fedmt_flower.domain.timeline import Phase
+from fedmt_flower.errors import ConfigError
+
+State = Mapping[str, NDArray[Any]]
+MakeTask = Callable[..., Task]
+MakeOrder = Callable[..., RoundOrder]
+
+FEDMT = Allocation(policy=Policy.FEDMT)
+PROPORTIONAL = Coordination(batching=BatchRules(policy=Batching.PROPORTIONAL))
+
+
+class Device:
+    """CPUs with a planner, whose rounds are run as an engine does."""
+
+    def __init__(self, pool: Pool, weights: State) -> None:
+        self.pool = pool
+        self.planner = Planner(CpuBackend(), pool)
+        self._weights = weights
+
+    async def plan(self, order: RoundOrder) -> DevicePlan:
+        with_files = self._files(order)
+        try:
+            return await self.planner.plan(order, with_files)
+        finally:
+            _close(with_files)
+
+    async def run(self, order: RoundOrder) -> RoundReport:
+        async def ignore(*_: object) -> None:
+            """Nothing is told of this round."""
+
+        files = self._files(order)
+        try:
+            planned = await self.planner.plan(order, files)
+            round_ = Round(order, planned, files, self.pool, CpuBackend(), time.monotonic())
+            report = await round_.run(ignore, ignore)
+        finally:
+            _close(files)
+        self.planner.observe(order, report)
+        return report
+
+    def _files(self, order: RoundOrder) -> dict[str, int]:
+        return {a.task.name: memory.write(a.task.name, self._weights) for a in order.assignments}
+
+
+def _close(files: Mapping[str, int]) -> None:
+    for file in files.values():
+        os.close(file)
+
+
+@pytest.fixture
+def play(tmp_path: Path, weights: State) -> Callable[[Callable[[Device], Awaitable[None]]], None]:
+    """Run a scene on CPUs of its own."""
+
+    def run(scene: Callable[[Device], Awaitable[None]]) -> None:
+        async def perform() -> None:
+            pool = Pool(CpuBackend(), tmp_path / "workers")
+            await pool.open()
+            try:
+                await scene(Device(pool, weights))
+            finally:
+                await pool.close()
+
+        asyncio.run(perform())
+
+    return run
+
+
+def test_a_round_under_fedmt_has_a_forecast_that_its_reports_correct(
+    play: Any, make_task: MakeTask, make_order: MakeOrder, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = [make_task("small", epochs=30), make_task("large", epochs=90, batch_size=8)]
+
+    async def scene(device: Device) -> None:
+        order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT)
+        reports = [await device.run(replace(order, round=number)) for number in (1, 2, 3)]
+        for report in reports:
+            assert [task.status for task in report.tasks] == [Status.DONE, Status.DONE]
+            assert report.forecast is not None
+            assert set(report.forecast.rates) == {"small", "large"}
+            assert report.forecast.lower_bound_s <= report.forecast.makespan_s
+            assert report.plan.sharing is Sharing.CAPPED
+            levels = {place.budget for place in report.plan.tasks}
+            cores = len(os.sched_getaffinity(0))
+            assert levels <= {100.0 * threads / cores for threads in range(1, cores + 1)}
+        basis = [report.forecast.basis for report in reports if report.forecast]
+        assert basis[0] == "analytic model of threads"
+        assert basis[2] in {f"{basis[0]}, corrected by {n}" for n in ("1 round", "2 rounds")}
+        assert {report.task("large").samples for report in reports} == {90 * 64}
+
+    with caplog.at_level(logging.INFO):
+        play(scene)
+    planned = [r.getMessage() for r in caplog.records if " planned in " in r.getMessage()]
+    assert len(planned) == 3
+    assert ", ahead of it" not in planned[0]
+    assert all(", ahead of it" in line for line in planned[1:])
+    assert sum("alone: " in r.getMessage() for r in caplog.records) == 2
+
+
+def test_a_plan_that_needs_no_rates_measures_nothing(
+    play: Any, make_task: MakeTask, make_order: MakeOrder
+) -> None:
+    async def scene(device: Device) -> None:
+        order = make_order(make_task("a"), make_task("b"), policy=Policy.TEMPORAL)
+        ordered = Coordination(overlap=OverlapRules(policy=Overlap.FIFO, order=("b",)))
+        planned = await device.plan(replace(order, coordination=ordered))
+        assert [place.task for place in planned.plan.tasks] == ["b", "a"]
+        assert planned.forecast is None
+        assert not device.pool.workers
+
+    play(scene)
+
+
+def test_other_policies_are_predicted_where_coordination_asks_for_it(
+    play: Any, make_task: MakeTask, make_order: MakeOrder
+) -> None:
+    tasks = [make_task("small"), make_task("large", epochs=8)]
+
+    async def scene(device: Device) -> None:
+        in_turn = replace(make_order(*tasks, policy=Policy.TEMPORAL), coordination=PROPORTIONAL)
+        report = await device.run(in_turn)
+        assert report.forecast is not None
+        assert report.plan.sharing is Sharing.IN_TURN
+        assert report.forecast.basis == "solo rates"
+        sizes = {place.task: place.batch_size or 16 for place in report.plan.tasks}
+        assert sizes["large"] == 4 * sizes["small"]
+        spans = [span for span in report.forecast.timeline if span.phase is Phase.COMPUTE]
+        assert spans[1].start_s >= spans[0].end_s
+        sliced = replace(in_turn, allocation=Allocation(policy=Policy.TIMESLICE), run="sliced")
+        assert (await device.plan(sliced)).plan.sharing is Sharing.TIME_SLICED
+
+    play(scene)
+
+
+def test_a_task_without_steps_is_seen_in_a_round_before_it_is_predicted(
+    play: Any, make_task: MakeTask, make_order: MakeOrder, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = [make_task("stepped"), make_task("whole", "sleep", seconds=0.2)]
+
+    async def scene(device: Device) -> None:
+        order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT, coordination=PROPORTIONAL)
+        first = await device.run(order)
+        assert first.forecast is None
+        assert [place.budget for place in first.plan.tasks] == [100.0, 100.0]
+        second = await device.run(replace(order, round=2))
+        assert second.forecast is not None
+        # 128 samples in 0.2 s, of which sharing is held to have cost a part.
+        assert 400 < second.forecast.rates["whole"] < 2000
+        assert [p.batch_size for p in second.plan.tasks if p.task == "whole"] == [None]
+
+    play(scene)
+    assert "whole: its `train` takes a round as a whole" in caplog.text
+
+
+def test_rounds_that_only_evaluate_keep_the_budgets(
+    play: Any, make_task: MakeTask, make_order: MakeOrder
+) -> None:
+    tasks = [make_task("a"), make_task("b")]
+
+    async def scene(device: Device) -> None:
+        order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT)
+        trained = await device.run(order)
+        closing = make_order(*tasks, round=2, mode=Mode.EVALUATE)
+        evaluated = await device.plan(replace(closing, allocation=FEDMT))
+        assert evaluated.forecast is None
+        budgets = {place.task: place.budget for place in trained.plan.tasks}
+        assert {place.task: place.budget for place in evaluated.plan.tasks} == budgets
+        mixed = (order.assignments[0], replace(order.assignments[1], mode=Mode.EVALUATE))
+        planned = await device.plan(replace(order, round=3, assignments=mixed))
+        assert [place.task for place in planned.plan.tasks] == ["a", "b"]
+        assert planned.forecast is not None
+        assert set(planned.forecast.rates) == {"a"}
+
+    play(scene)
+
+
+def test_a_task_that_cannot_be_measured_spoils_no_round(
+    play: Any, make_task: MakeTask, make_order: MakeOrder, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = replace(make_task("broken"), data="engine_tasks:nowhere")
+
+    async def scene(device: Device) -> None:
+        order = replace(make_order(make_task("sound"), broken), allocation=FEDMT)
+        report = await device.run(order)
+        assert report.forecast is None
+        assert [task.status for task in report.tasks] == [Status.DONE, Status.FAILED]
+
+    play(scene)
+    assert "broken: it could not be measured" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("allocation", "coordination", "said"),
+    [
+        (replace(FEDMT, virtual_resource=100.0), Coordination(), "virtual_resource: got 100 %, but 3 tasks"),
+        (replace(FEDMT, model="/nowhere/model.json"), Coordination(), "model /nowhere/model.json: No such"),
+        (
+            FEDMT,
+            Coordination(batching=BatchRules(choices=(512,))),
+            r"batch sizes of a: none of \[512\] lies from 1 to 64",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_told_in_one_line(
+    play: Any,
+    make_task: MakeTask,
+    make_order: MakeOrder,
+    allocation: Allocation,
+    coordination: Coordination,
+    said: str,
+) -> None:
+    if allocation.virtual_resource and len(os.sched_getaffinity(0)) > 2:
+        pytest.skip("with more than two CPUs three tasks have less than 100 % at least")
+
+    async def scene(device: Device) -> None:
+        order = make_order(*(make_task(name) for name in "abc"))
+        with pytest.raises(ConfigError, match=said):
+            await device.plan(replace(order, allocation=allocation, coordination=coordination))
+
+    play(scene)
+
+
+def test_inline_only_batch_sizes_and_the_order_are_planned(
+    make_task: MakeTask, make_order: MakeOrder, weights: State
+) -> None:
+    engine = InlineEngine()
+    tasks = [make_task("small"), make_task("large", epochs=8)]
+    states = {task.name: weights for task in tasks}
+    order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT)
+    plain = engine.run_round(order, states)
+    assert plain.report.forecast is None
+    assert plain.report.plan.sharing is Sharing.IN_TURN
+    adapted = engine.run_round(replace(order, round=2, coordination=PROPORTIONAL), states).report
+    assert adapted.forecast is not None
+    sizes = {place.task: place.batch_size or 16 for place in adapted.plan.tasks}
+    assert sizes["large"] == 4 * sizes["small"]
+    again = engine.run_round(order, states)
+    for task, state in plain.weights.items():
+        assert all((state[key] == again.weights[task][key]).all() for key in state)
+
+
+def test_measuring_leaves_no_trace_in_the_weights(
+    play: Any, make_task: MakeTask, make_order: MakeOrder, weights: State
+) -> None:
+    """A worker that was measured trains to the same bits as one that was not."""
+    task = make_task("a", epochs=3)
+    order = make_order(task, mode=Mode.TRAIN)
+    updates: list[dict[str, bytes]] = []
+
+    async def scene(device: Device) -> None:
+        async def keep(_: str, file: int) -> None:
+            updates.append({name: array.tobytes() for name, array in memory.read(file).items()})
+
+        async def ignore(*_: object) -> None:
+            """Progress that nobody asked for."""
+
+        files = {"a": memory.write("a", weights)}
+        sharing = replace(order, allocation=Allocation(policy=Policy.SHARING))
+        for chosen in (sharing, replace(sharing, coordination=PROPORTIONAL)):
+            planned = await device.planner.plan(chosen, files)
+            place = replace(planned.plan.tasks[0], batch_size=None)
+            planned = replace(planned, plan=replace(planned.plan, tasks=(place,)))
+            await Round(chosen, planned, files, device.pool, CpuBackend(), time.monotonic()).run(ignore, keep)
+        _close(files)
+        assert len({worker.pid for worker in device.pool.workers if worker.rounds == 2}) == 1
+
+    play(scene)
+    assert updates[0] == updates[1]
