@@ -43,9 +43,9 @@ class Live:
         names = [task.name for task in settings.tasks]
         tasks, sites = plural(len(names), "task"), plural(settings.federation.sites, "site")
         rounds = plural(self._rounds, "round")
-        self._console.print(
-            f"{tasks} ({', '.join(names)}) on {sites}, {rounds}, {settings.allocation.policy}", soft_wrap=True
-        )
+        link = settings.coordination.network.link
+        how = f"{settings.allocation.policy}{f'; emulated link: {link}' if link else ''}"
+        self._console.print(f"{tasks} ({', '.join(names)}) on {sites}, {rounds}, {how}", soft_wrap=True)
         self._run = self._progress.add_task("run", total=self._rounds + 1, doing="starting")
         self._bars = {name: self._progress.add_task(f"  {name}", total=None, doing="") for name in names}
 

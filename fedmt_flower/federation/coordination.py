@@ -53,6 +53,9 @@ def read_coordination(
 def _network_rules(flat: _Network, problems: list[str]) -> NetworkRules | None:
     up, down = flat.up_mbps, flat.down_mbps
     if up is None and down is None:
+        if flat.latency_s or not flat.full_duplex:
+            problems.append("network: got a latency or half duplex but no rates; give up_mbps and down_mbps")
+            return None
         return NetworkRules(force=flat.force)
     if up is None or down is None:
         problems.append(

@@ -42,6 +42,7 @@ ONE_LINE = {
     ("network=lte", "network.up_mbps=0"): "network up: got 0 Mbit/s, expected a finite rate above 0",
     ("network=lte", "network.latency_s=-0.1"): "network latency: got -0.1 s, expected 0 or more",
     ("network.up_mbps=100",): "expected both rates, or neither",
+    ("network.latency_s=0.1",): "no rates; give up_mbps and down_mbps",
     ("network=lte", "device=inline"): "device=inline emulates no link",
     ("data=dirichlet", "data.alpha=0"): "expected more than 0",
     ("data.site_volumes=[1,2]",): "got 2 numbers for 3 sites",

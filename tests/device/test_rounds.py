@@ -171,6 +171,59 @@ def test_rounds_over_an_emulated_link_are_those_that_its_rules_give(
             assert (got.start_s, got.end_s) == pytest.approx((span.start_s, span.end_s), abs=0.25), span
 
 
+def test_a_link_that_never_gets_there_ends_with_its_round(
+    tmp_path: Path,
+    make_task: Callable[..., Task],
+    make_order: Callable[..., RoundOrder],
+    weights: Mapping[str, NDArray[Any]],
+) -> None:
+    """By a deadline, by the name of each task; and at once when the round is called off."""
+    names = ("first", "second")
+    dead = Coordination(network=NetworkRules(link=Link(up_mbps=1, down_mbps=1e-9)))
+    order = replace(make_order(*(make_task(name, "forever") for name in names)), coordination=dead)
+    limited = replace(
+        order,
+        assignments=(
+            replace(order.assignments[0], deadline_s=0.5),
+            replace(order.assignments[1], deadline_s=1.0),
+        ),
+    )
+    files = {name: memory.write(name, weights) for name in names}
+
+    async def ignore(*_: object) -> None:
+        """Nothing is told of this round."""
+
+    async def play() -> tuple[RoundReport, int]:
+        pool = Pool(CpuBackend(), tmp_path / "workers")
+        await pool.open()
+        plan = plan_of(order)
+        async with asyncio.timeout(60):
+            report = await Round(limited, plan, files, pool, CpuBackend(), time.monotonic()).run(
+                ignore, ignore
+            )
+        endless = Round(order, plan, files, pool, CpuBackend(), time.monotonic())
+        running = asyncio.create_task(endless.run(ignore, ignore))
+        while sum(worker.busy for worker in pool.workers) < 2:
+            await asyncio.sleep(0.05)
+        running.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(running, return_exceptions=True)
+        left = len(pool.workers)
+        await pool.close()
+        return report, left
+
+    report, left = asyncio.run(play())
+    for file in files.values():
+        os.close(file)
+    for task, limit in zip(report.tasks, ("0.5", "1"), strict=True):
+        assert task.status is Status.FAILED
+        assert (
+            f"no result within the federation's deadline of {limit} s since the round arrived" in task.error
+        )
+    assert report.timeline == ()
+    assert left == 0
+
+
 def rounds_of(phased: bool, in_turn: bool, down: float, up: float) -> list[Span]:
     """The tasks of `SECONDS`, one of which fails, where each transfer takes as long."""
     spans = []
