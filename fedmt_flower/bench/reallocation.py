@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,9 @@ CLAIM = "rounds get shorter when those that go on are given what a finished task
 _VOLUMES: Final = (1, 2, 6)
 _WITH, _WITHOUT, _SHARING = "with", "without", "100 each"
 _SHORTER: Final = 0.10
+_MIDDLING: Final = frozenset({"R18", "V16"})
+"""Models of about 50 MB (45 and 59)."""
+_LOST_MS: Final = 10.0
 
 
 def settings(quick: bool) -> dict[str, Json]:
@@ -31,7 +34,7 @@ def settings(quick: bool) -> dict[str, Json]:
         "volumes": list(_VOLUMES),
         "batch": 8 if quick else BATCH,
         # Of the task with the least, by setting: rounds of a few seconds on an H100.
-        "batches": dict.fromkeys(SETTINGS, 4) if quick else {"heavy": 10, "light": 24, "hybrid": 20},
+        "batches": dict.fromkeys(SETTINGS, 24) if quick else {"heavy": 10, "light": 24, "hybrid": 20},
         "repeats": 2 if quick else 5,
         "quick": quick,
     }
@@ -58,8 +61,8 @@ def report(result: Result) -> str:
         f"Volumes {':'.join(map(str, _VOLUMES))}.",
         "",
         "| setting | 100 each (s) | without (s) | with (s) | shorter | predicted without (s) | "
-        "predicted with (s) | budgets of the last repeat, first set of tasks |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
+        "predicted with (s) | first budgets | hand-overs a round | lost in one (ms) |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
     for name in result.settings["settings"]:
         taken = [sample.values for sample in result.of(name)]
@@ -70,10 +73,12 @@ def report(result: Result) -> str:
         )
         promised = [taken[-1]["predicted_s"].get(way) for way in (_WITHOUT, _WITH)]
         budgets = ", ".join(f"{task} {r:.0f}" for task, r in taken[-1]["budgets"][_WITH].items())
+        lost = _lost(taken, SETTINGS[name])
         lines.append(
             f"| {name}: {' + '.join(SETTINGS[name])} | {' | '.join(spans)} | "
             f"{interval(_shorter(taken), 3)} | "
-            f"{' | '.join('–' if s is None else f'{s:.2f}' for s in promised)} | {budgets} |"
+            f"{' | '.join('–' if s is None else f'{s:.2f}' for s in promised)} | {budgets} | "
+            f"{len(lost) / len(taken):.1f} | {interval(spread(lost), 1) if lost else '–'} |"
         )
     return "\n".join(lines)
 
@@ -102,6 +107,10 @@ def _measure(bench: Bench, engine: EngineClient, name: str, ways: Mapping[str, A
             },
             "budgets": {way: {p.task: p.budget for p in r.plan.tasks} for way, r in reports.items()},
             "samples": volumes,
+            "lost_ms": {
+                task.task: [round(1e3 * move.lost_s, 3) for move in task.handovers]
+                for task in reports[_WITH].tasks
+            },
         }
         recorder.add(cell, repeat, values)
     return recorder.has_all([name], repeats)
@@ -112,8 +121,22 @@ def _shorter(taken: Sequence[dict[str, Json]]) -> Spread:
     return spread(1.0 - v["makespan_s"][_WITH] / v["makespan_s"][_WITHOUT] for v in taken)
 
 
+def _lost(taken: Sequence[dict[str, Json]], tasks: Iterable[str]) -> list[float]:
+    """Milliseconds between two steps of one of `tasks` that a hand-over took, of every one."""
+    return [lost for values in taken for task in tasks for lost in values["lost_ms"][task]]
+
+
 def _judge(samples: Sequence[Sample], names: Sequence[str]) -> Iterator[Bar]:
     for name in names:
         taken = [sample.values for sample in samples if sample.cell == name]
         if taken:
             yield Bar.at_least(f"{name}: part by which a round is shorter", _SHORTER, _shorter(taken))
+    moves = [
+        lost
+        for name in names
+        for lost in _lost([s.values for s in samples if s.cell == name], set(SETTINGS[name]) & _MIDDLING)
+    ]
+    if moves:
+        yield Bar.at_most(
+            f"ms lost in a warm hand-over of {' or '.join(sorted(_MIDDLING))}", _LOST_MS, spread(moves)
+        )
