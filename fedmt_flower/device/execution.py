@@ -205,8 +205,9 @@ class Execution:
         return read_metrics(task.name, "train", returned)
 
     def _train(self) -> JobResult:
-        """Take the steps there are."""
+        """Take the steps there are; `HandedOver` if another process takes the rest."""
         name, pace, told = self.runtime.task.name, Pace(self.runtime.device), time.monotonic()
+        self.runtime.practise(self.job)
         while self._step(pace):
             now = time.monotonic()
             if self.on_progress is not None and now - told >= _PROGRESS_EVERY_S:
@@ -215,7 +216,6 @@ class Execution:
             if self.between is not None and self.between(self):
                 self._model.zero_grad(set_to_none=True)
                 raise HandedOver
-        self.runtime.practise(self.job)
         with self.runtime.blame("train"):
             metrics = self._trainer.metrics()
         return self._finished(read_metrics(name, "train", metrics))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, RoundReport,
 from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.domain.timeline import Phase
 
-HALF, WHOLE = 50.0, 100.0
+QUARTER, HALF, WHOLE = 25.0, 50.0, 100.0
 
 
 def task(name: str, epochs: int = 1, **fields: Any) -> Task:
@@ -60,11 +61,13 @@ def task(name: str, epochs: int = 1, **fields: Any) -> Task:
 
 
 def plan(tasks: tuple[Task, ...], reallocates: bool) -> DevicePlan:
-    """Half the device for each while several compute, all of it for the last."""
-    plans = tuple(TaskPlan(task=one.name, budget=HALF) for one in tasks)
-    budgets = {frozenset({one.name}): {one.name: WHOLE} for one in tasks}
+    """A quarter of the device for each task at first, half for each of two, all of it for the last."""
+    names = [one.name for one in tasks]
+    alone = {frozenset({name}): {name: WHOLE} for name in names}
+    pairs = {frozenset(pair): dict.fromkeys(pair, HALF) for pair in combinations(names, 2)}
+    plans = tuple(TaskPlan(task=name, budget=QUARTER) for name in names)
     return DevicePlan(
-        plan=RoundPlan(tasks=plans, sharing=Sharing.CAPPED), budgets=budgets if reallocates else {}
+        plan=RoundPlan(tasks=plans, sharing=Sharing.CAPPED), budgets=alone | pairs if reallocates else {}
     )
 
 
@@ -74,18 +77,18 @@ class Played:
     weights: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
 
-class TwoThreads(CpuBackend):
-    """Half is one thread, all are two, on any host."""
+class FourThreads(CpuBackend):
+    """A quarter is one thread, all are four, on any host."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._threads = 2
+        self._threads = 4
 
 
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, Pool, DeviceBackend]]:
     """A pool for every test, since each costs an import of torch."""
-    backend = TwoThreads()
+    backend = FourThreads()
     with asyncio.Runner() as runner:
         pool = Pool(backend, tmp_path_factory.mktemp("handover") / "workers")
         runner.run(pool.open())
@@ -138,21 +141,21 @@ def stayed(one: Task) -> dict[str, bytes]:
 
 
 def test_the_last_tasks_get_the_device_and_train_to_the_same_bits(play: Callable[..., Played]) -> None:
-    """Volumes 1:2:60; and in a second round the workers are warm."""
-    tasks = (task("short"), task("middle", 2), task("long", 60))
+    """Volumes 1:40:60; the longest moves twice, and in a second round to workers that are warm."""
+    tasks = (task("short"), task("middle", 40), task("long", 60))
     first, second = play(*tasks), play(*tasks)
     assert first.weights == second.weights == {one.name: stayed(one) for one in tasks}
     for done in (first, second):
         short, middle, long = done.report.tasks
-        assert (short.handovers, middle.handovers) == ((), ())
-        (moved,) = long.handovers
-        assert (moved.budget, moved.level, long.level) == (WHOLE, 2, 2)
-        assert 0 < moved.lost_s < 2
-        assert (long.samples, long.train_examples) == (60 * 70, 70)
+        assert [short.handovers, [(m.budget, m.level) for m in middle.handovers]] == [(), [(HALF, 2)]]
+        assert [(m.budget, m.level) for m in long.handovers] == [(HALF, 2), (WHOLE, 4)]
+        assert (long.level, long.samples, long.train_examples) == (4, 60 * 70, 70)
         spans = [s for s in done.report.timeline if s.task == "long" and s.phase is Phase.COMPUTE]
-        assert len(spans) == 2
-        assert spans[0].end_s == pytest.approx(moved.at_s)
-        assert spans[1].start_s - spans[0].end_s == pytest.approx(moved.lost_s)
+        assert len(spans) == 3
+        for moved, (before, after) in zip(long.handovers, pairwise(spans), strict=True):
+            assert before.end_s == pytest.approx(moved.at_s)
+            assert 0 < after.start_s - before.end_s == pytest.approx(moved.lost_s)
+            assert moved.lost_s < 2
         assert long.compute_s == pytest.approx(sum(s.end_s - s.start_s for s in spans))
     assert second.report.task("long").pid == first.report.task("long").pid
     assert first.report.task("long").train_metrics == second.report.task("long").train_metrics
