@@ -316,6 +316,7 @@ class CudaRecorder:
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """A graph's `replay`; see `Recorder.record`."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        here = torch.cuda.current_stream()
         failure: Exception | None = None
         try:
             # Other threads of the process, such as a library's, may use CUDA as they like meanwhile.
@@ -328,7 +329,8 @@ class CudaRecorder:
                     failure = error
                     raise
         except Exception as error:
-            _recover(pool)
+            self._stream = None
+            _recover(pool, here)
             raise NotRecorded(f"recording it raised {describe(failure or error)}") from error
         return graph.replay
 
@@ -338,17 +340,19 @@ class CudaRecorder:
         return self._stream
 
 
-def _recover(pool: tuple[int, int]) -> None:
-    """Have torch forget a recording that failed, which it does not do by itself.
+def _recover(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+    """Have torch forget a recording that failed and go on in `stream`, none of which it does by itself.
 
-    By its source (2.5 to 2.14), the allocator would go on believing that a graph is recorded, and give no
-    memory back; the generator would refuse the next draw.
+    By the source of 2.11, its context manager leaves the recorded stream current; its allocator goes on
+    believing that a graph is recorded, and asserts that none is when memory is given back; its generator
+    refuses the next draw. Later versions tell the allocator.
     """
+    torch.cuda.set_stream(stream)
     device = torch.cuda.current_device()
     try:
         torch._C._cuda_endAllocateToPool(device, pool)
     except RuntimeError as error:
-        log.debug("the allocator had already left the graph's memory: %s", error)
+        log.debug("the allocator knows: %s", error)
     else:
         torch._C._cuda_releasePool(device, pool)
     generator = torch.cuda.default_generators[device]
@@ -433,7 +437,7 @@ def _uncapturable(optimizer: torch.optim.Optimizer) -> str:
     if type(optimizer) is torch.optim.SGD or all("capturable" in group for group in optimizer.param_groups):
         return ""
     kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-    return f"its optimizer {kind} keeps part of its state on the host"
+    return f"its optimizer {kind} has no `capturable`: part of its state may lie on the host"
 
 
 def _make_capturable(optimizer: torch.optim.Optimizer) -> None:

@@ -215,7 +215,7 @@ def test_a_step_that_a_graph_would_not_repeat_is_found_out_once(how: str, reason
     ("recorder", "data", "optimizer", "config", "reason"),
     [
         (None, DATA, SGD, {}, "graphs are recorded on NVIDIA GPUs, not on the cpu"),
-        (HostRecorder(), DATA, torch.optim.Adagrad, {}, "optimizer torch.optim.adagrad.Adagrad keeps"),
+        (HostRecorder(), DATA, torch.optim.Adagrad, {}, "torch.optim.adagrad.Adagrad has no `capturable`"),
         (HostRecorder(), DATA, SGD, {"batch_size": 64}, "a round of 2 whole batches is too short"),
         (HostRecorder(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*DATA), 16), SGD, {},
          "its data is a DataLoader, not tensors in memory"),
@@ -343,6 +343,7 @@ def test_a_step_that_waits_for_the_gpu_falls_back_and_the_process_stays_whole(ho
     assert re.search(reason, loop.why_eager)
     train(plain, None, data, step="eager")
     assert bits(fast) == bits(plain)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     torch.cuda.empty_cache()
     nn.functional.dropout(torch.ones(8, device="cuda:0")).sum().item()
     sound = on_gpu(net())
