@@ -86,6 +86,8 @@ def settings(quick: bool) -> dict[str, Json]:
         "schedules": 5 if quick else 125,
         "top": 2 if quick else 5,
         "repeats": 2 if quick else 5,
+        # Whether what this kind of device has shown is left out too.
+        "elsewhere": False,
         "quick": quick,
     }
 
@@ -146,9 +148,14 @@ class _Study:
 
     def _choose(self) -> dict[str, Json]:
         """Our schedule for each objective, by a model that has not seen what the setting says."""
-        setting = SETTINGS[self._name]
         device, known = features(self._bench, self._profiler, self._tasks)
-        planning = choose(self._bench.options, device, setting.keeps)
+
+        def keeps(sample: CoRunSample) -> bool:
+            if self._bench.settings["elsewhere"]:
+                return sample.device.name != device.name
+            return SETTINGS[self._name].keeps(sample)
+
+        planning = choose(self._bench.options, device, keeps)
         ours, predicted = {}, {}
         for objective in _OBJECTIVES:
             problem = BudgetProblem(
