@@ -138,8 +138,8 @@ class Site:
         network = self.coordination.network
         if network.link is not None and not network.force and not simulated():
             raise ConfigError(
-                f"site {self.name!r}: network: an emulated link on a SuperNode would add to the real one; "
-                "use network=none, or network.force=true to have both"
+                "network: an emulated link on a SuperNode would add to the real one; use network=none, or "
+                "network.force=true to have both"
             )
 
     def _assignment(self, name: str, share: Share) -> Assignment:

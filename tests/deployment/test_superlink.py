@@ -158,10 +158,10 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
         yield running
 
 
-def run_to_its_end(deployment: Deployment, folder: Path) -> None:
-    run = deployment.submit(*FEDERATION, f"folder={folder}")
+def run_to_its_end(deployment: Deployment, folder: Path, *overrides: str, ending: str = "completed") -> None:
+    run = deployment.submit(*FEDERATION, *overrides, f"folder={folder}")
     wait_for(lambda: deployment.status(run).startswith("finished"), 480, "the end of the run")
-    assert deployment.status(run) == "finished:completed"
+    assert deployment.status(run) == f"finished:{ending}"
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -184,9 +184,19 @@ def test_a_federation_on_real_nodes(deployment: Deployment, tmp_path: Path) -> N
     assert all(len(own) == 1 for own in pids.values()), pids
     assert len(set.union(*pids.values())) == 3
 
-    # The same by the two other ways of running it.
+    # A link beside the real one is refused by name, before anything is trained.
+    linked = tmp_path / "linked"
+    run_to_its_end(deployment, linked, "network=lte", "federation.rounds=1", ending="failed")
+    error = json.loads((linked / "summary.json").read_text())["error"]
+    assert "site 'site-0', task 'forms': network: an emulated link on a SuperNode would add" in error
+    assert "\n" not in error
+
+    # The same by the two other ways of running it, one of them over an emulated link.
     with deployed(tmp_path / "simulated", nodes=0) as simulation:
-        run_to_its_end(simulation, tmp_path / "flwr-run")
+        run_to_its_end(simulation, tmp_path / "flwr-run", "network=edge_400mbps")
+    told = json.loads((tmp_path / "flwr-run" / "summary.json").read_text())
+    assert told["link"]["up_mbps"] == 400
+    assert told["in_turn"]
     assert weights(tmp_path / "flwr-run") == weights(folder)
     sim = [str(BIN / "fedmt"), "sim", *FEDERATION, f"folder={tmp_path / 'sim'}"]
     subprocess.run(sim, env=deployment.environment, timeout=240, check=True, capture_output=True)

@@ -79,7 +79,7 @@ def test_the_server_overrides_the_node_which_overrides_the_run(tasks: dict[str, 
 def test_an_emulated_link_is_refused_where_there_is_a_real_one(tasks: dict[str, Task], models: Any) -> None:
     link = Link(up_mbps=100, down_mbps=100)
     site = replace(made(tasks), coordination=Coordination(network=NetworkRules(link=link)))
-    with pytest.raises(ConfigError, match=r"site 'node-12': network: .* network.force=true") as caught:
+    with pytest.raises(ConfigError, match=r"network: an emulated link .* network.force=true") as caught:
         site.play(1, shares(models, det={}))
     assert "\n" not in str(caught.value)
     forced = replace(site, coordination=Coordination(network=NetworkRules(link=link, force=True)))
