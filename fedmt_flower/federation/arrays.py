@@ -21,7 +21,10 @@ STYPE = "numpy.ndarray"
 """Flower's name for an array in NumPy's npy form; the only form that it converts."""
 
 _LONGEST = 200
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_LONGEST_HEAD = 12_000
+_MAGIC_BYTES = 8
+_HEADERS = {(1, 0): (npy.read_array_header_1_0, 2), (2, 0): (npy.read_array_header_2_0, 4)}
+"""By version of the npy form: what reads the header, and the bytes of its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,48 +42,76 @@ class ArraySpec:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What stands before an array's values in npy form; `npy` is its bytes."""
+    """What stands before an array's values in npy form; `npy` is its bytes, `size` that of the values."""
 
     spec: ArraySpec
     fortran: bool
     npy: bytes
+    size: int
 
 
-class Storage(Protocol):
-    """Where the values of arrays lie."""
+class Elsewhere(Protocol):
+    """Where bytes can be put and read again."""
 
-    def view(self, offset: int, size: int) -> memoryview:
-        """The bytes there; writable only if they are a copy."""
+    def put(self, data: memoryview) -> int:
+        """Keep `data`; the place where it is."""
+        ...
+
+    def read(self, place: int, size: int) -> memoryview:
+        """A copy of what is there."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A `Storage` in memory."""
+class Region:
+    """Bytes that hold the values of arrays: in memory until they are moved elsewhere."""
 
-    data: bytes
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data: memoryview | None = memoryview(data)
+        self._elsewhere: Elsewhere | None = None
+        self._place = 0
+        self.size = len(self._data)
 
     def view(self, offset: int, size: int) -> memoryview:
-        """See `Storage`."""
-        return memoryview(self.data)[offset : offset + size]
+        """The bytes there; writable only if they are a copy."""
+        if self._elsewhere is not None:
+            return self._elsewhere.read(self._place + offset, size)
+        assert self._data is not None
+        return self._data[offset : offset + size]
+
+    def move(self, elsewhere: Elsewhere) -> None:
+        """Keep the bytes elsewhere from now on."""
+        if self._data is not None:
+            self._place = elsewhere.put(self._data)
+            self._elsewhere, self._data = elsewhere, None
 
 
 class StoredArray(Array):
-    """An Array whose values lie in a `Storage` and are read when they are asked for.
+    """An Array whose values lie in a `Region` and are read when they are asked for.
 
     Whoever sets its `data` makes it an ordinary one.
     """
 
+    head: Head
+    region: Region
+    _offset: int
+
     __qualname__ = "Array"  # under which Flower sends it on
 
-    def __init__(self, head: Head, storage: Storage, offset: int) -> None:
-        self.head, self._storage, self._offset = head, storage, offset
-        self.dtype, self.shape, self.stype = str(head.spec.dtype), head.spec.shape, STYPE
+    def __init__(self, head: Head, region: Region, offset: int) -> None:
+        # Not one by one: Array looks into each that is set.
+        self.__dict__ |= {
+            "head": head,
+            "region": region,
+            "_offset": offset,
+            "dtype": str(head.spec.dtype),
+            "shape": head.spec.shape,
+            "stype": STYPE,
+        }
 
     @classmethod
-    def of_values(cls, spec: ArraySpec, storage: Storage, offset: int) -> StoredArray:
+    def of_values(cls, spec: ArraySpec, region: Region, offset: int) -> StoredArray:
         """An array in C order."""
-        return cls(_head(spec), storage, offset)
+        return cls(_head(spec), region, offset)
 
     @property
     def data(self) -> bytes:
@@ -94,7 +125,7 @@ class StoredArray(Array):
 
     def values(self) -> memoryview:
         """The bytes of the values; writable only if they are a copy."""
-        return self._storage.view(self._offset, self.head.spec.size_bytes)
+        return self.region.view(self._offset, self.head.size)
 
     def numpy(self) -> NDArray[Any]:
         """The array; it is the caller's own, as from any Array."""
@@ -150,7 +181,7 @@ def read_head(array: Array) -> Head:
 
 
 def settle(record: Mapping[str, Array]) -> None:
-    """Have every array of `record` in memory: it outlives the storage of the turn that it comes from."""
+    """Have every array of `record` in memory: it outlives the turn that it comes from."""
     for array in record.values():
         if isinstance(array, StoredArray):
             array.data = array.data
@@ -225,7 +256,7 @@ def _fault(array: Array, expected: ArraySpec) -> str:
         return str(error)
     if got.shape != expected.shape:
         return f"expected shape {list(expected.shape)}, got {list(got.shape)}"
-    if not np.can_cast(got.dtype, expected.dtype, "same_kind"):
+    if got.dtype != expected.dtype and not np.can_cast(got.dtype, expected.dtype, "same_kind"):
         return f"expected {expected.dtype}, got {got.dtype}"
     values = to_numpy(array)
     if values.dtype.kind in "fc" and not np.isfinite(values).all():
@@ -244,19 +275,34 @@ def _head(spec: ArraySpec) -> Head:
     stream = io.BytesIO()
     entries = {"descr": npy.dtype_to_descr(spec.dtype), "fortran_order": False, "shape": spec.shape}
     npy.write_array_header_1_0(stream, entries)
-    return Head(spec, fortran=False, npy=stream.getvalue())
+    return Head(spec, fortran=False, npy=stream.getvalue(), size=spec.size_bytes)
 
 
 def _parse_head(array: Array) -> Head:
     if array.stype != STYPE:
         raise ValueError(f"expected an array as {STYPE!r}, got {array.stype!r}")
-    # Only the head is copied into the stream; numpy refuses headers above 10,000 characters.
-    stream = io.BytesIO(array.data[:12_000])
-    version = npy.read_magic(stream)
+    version = npy.read_magic(io.BytesIO(array.data[:_MAGIC_BYTES]))
     if version not in _HEADERS:
         raise ValueError(f"expected npy format 1.0 or 2.0, got {version}")
+    width = _HEADERS[version][1]
+    length = int.from_bytes(array.data[_MAGIC_BYTES : _MAGIC_BYTES + width], "little")
+    # numpy refuses longer ones.
+    head = _parse_npy(version, array.data[: min(_MAGIC_BYTES + width + length, _LONGEST_HEAD)])
+    rest = len(array.data) - len(head.npy)
+    # np.load would first allocate whatever the header claims.
+    if min(head.spec.shape, default=0) < 0 or head.size != rest:
+        shown = f"{head.spec.dtype} {list(head.spec.shape)}"
+        raise ValueError(f"expected {head.size} bytes of {shown}, got {rest}")
+    return head
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_npy(version: tuple[int, int], npy_head: bytes) -> Head:
+    """What a head says; numpy takes 0.1 ms for each, and a model's are the same with every update."""
+    stream = io.BytesIO(npy_head)
+    stream.seek(_MAGIC_BYTES)
     try:
-        shape, fortran, dtype = _HEADERS[version](stream)
+        shape, fortran, dtype = _HEADERS[version][0](stream)
     except Exception as error:
         # numpy parses it as Python's source: a nested one raised MemoryError, an open bracket TokenError.
         cause = " ".join(str(error).split())[:_LONGEST]
@@ -264,8 +310,4 @@ def _parse_head(array: Array) -> Head:
     if dtype.hasobject:
         raise ValueError(f"expected numbers, got {dtype}")
     spec = ArraySpec(dtype, tuple(shape))
-    rest = len(array.data) - stream.tell()
-    # np.load would first allocate whatever the header claims.
-    if min(shape, default=0) < 0 or spec.size_bytes != rest:
-        raise ValueError(f"expected {spec.size_bytes} bytes of {dtype} {list(shape)}, got {rest}")
-    return Head(spec, fortran=fortran, npy=array.data[: stream.tell()])
+    return Head(spec, fortran=fortran, npy=npy_head, size=spec.size_bytes)

@@ -17,7 +17,7 @@ _log = logging.getLogger("flwr.fedmt")
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 0.5
-_AT_ONCE = 4
+_AT_ONCE = 2
 """Replies fetched with one call, which has all of them in memory together."""
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
-from fedmt_flower.federation.arrays import ArraySpec, Memory, StoredArray
+from fedmt_flower.federation.arrays import ArraySpec, Region, StoredArray
 
 STYPE = "fedmt.packed"
 """What a packed Array calls its form; Flower's own ``numpy()`` refuses any but its own."""
@@ -62,14 +62,14 @@ def unpack(array: Array) -> ArrayRecord:
         entries = msgspec.json.decode(array.data[_LENGTH_BYTES : _LENGTH_BYTES + length], type=_Entries)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ValueError(f"its header is broken: {error}") from error
-    storage = Memory(array.data)
+    region = Region(array.data)
     record = ArrayRecord()
     offset = _padded(_LENGTH_BYTES + length)
     for name, dtype, shape in entries:
         spec = ArraySpec(_dtype(dtype), shape)
         if name in record:
             raise ValueError(f"its header names {name!r} twice")
-        record[name] = StoredArray.of_values(spec, storage, offset)
+        record[name] = StoredArray.of_values(spec, region, offset)
         offset += _padded(spec.size_bytes)
         if offset > size:
             break

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MetricRecord
@@ -23,6 +25,8 @@ from fedmt_flower.federation.views import TaskGrid
 _log = logging.getLogger("flwr.fedmt")
 
 _LOOK_EVERY_S = 1.0
+_TAKEN_AHEAD = 1
+"""Replies that may wait to be taken in while more are fetched."""
 
 
 @dataclass(slots=True)
@@ -282,15 +286,25 @@ class Rounds:
             turn.take(node, reply)
 
     def _send(self, turn: Turn, nodes: list[int]) -> dict[int, Message | None]:
-        """Have `turn` take in each reply as it comes; the errors, and None for a node without any reply."""
+        """Have `turn` take in each reply as it comes; the errors, and None for a node without any reply.
+
+        To check a reply, to hash it and to put it away takes as long as to fetch it: a thread does it while
+        the next is fetched.
+        """
         messages = [turn.message(node) for node in nodes]
         patience = [min(turn.patience(node), self._timeout) for node in nodes]
         amiss: dict[int, Message | None] = {}
-        for place, reply in self._post.exchange(messages, patience, [turn.name(node) for node in nodes]):
-            if reply is None or reply.has_error():
-                amiss[nodes[place]] = reply
-            else:
-                turn.take(nodes[place], reply)
+        taking: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(max_workers=1) as taker:
+            for place, reply in self._post.exchange(messages, patience, [turn.name(node) for node in nodes]):
+                if reply is None or reply.has_error():
+                    amiss[nodes[place]] = reply
+                    continue
+                if len(taking) == _TAKEN_AHEAD:
+                    taking.popleft().result()
+                taking.append(taker.submit(turn.take, nodes[place], reply))
+            for one in taking:
+                one.result()
         return amiss
 
     def _blame(self, track: Track, method: str, error: Exception) -> None:

@@ -10,12 +10,12 @@ from typing import IO
 import numpy as np
 from flwr.app import ArrayRecord
 
-from fedmt_flower.federation.arrays import StoredArray, raw_values, read_head
+from fedmt_flower.federation.arrays import Region, StoredArray, raw_values, read_head
 
 _log = logging.getLogger("flwr.fedmt")
 
-IN_MEMORY_BYTES = 256 << 20
-"""What is kept in memory: the page cache takes more as fast, and gives it back."""
+IN_MEMORY_BYTES = 512 << 20
+"""What is kept in memory; to write a byte to a file and to read it took as long as to aggregate it twice."""
 
 
 class Spool:
@@ -31,50 +31,44 @@ class Spool:
         self._left = limit
         self._file: _File | None = None
 
-    def put(self, record: ArrayRecord) -> ArrayRecord:
-        """`record`, the same to whoever reads it, from wherever its arrays are now."""
-        size = sum(raw_values(array).nbytes for array in record.values())
+    def put(self, record: ArrayRecord) -> None:
+        """Have the values of `record` lie here; to whoever reads it, it is the same."""
+        size = sum(read_head(array).size for array in record.values())
         if size <= self._left:
             self._left -= size
-            return record
+            return
         try:
             self._file = self._file or _File()
-            return self._file.put(record)
+            for name, array in record.items():
+                if not isinstance(array, StoredArray):
+                    array = record[name] = StoredArray(read_head(array), Region(raw_values(array)), 0)
+                array.region.move(self._file)
         except OSError as error:
             _log.warning("updates stay in memory: %s: %s", tempfile.gettempdir(), error)
-            return record
 
 
 class _File:
-    """A `Storage` that grows."""
+    """A file without a name, open for as long as anything is in it."""
 
     def __init__(self) -> None:
-        # Open for as long as an array is in it.
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="fedmt-", buffering=1 << 20)  # noqa: SIM115
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="fedmt-", buffering=0)  # noqa: SIM115
         self._end = 0
 
-    def put(self, record: ArrayRecord) -> ArrayRecord:
-        self._file.seek(self._end)
-        end = self._end
-        stored = ArrayRecord()
-        for name, array in record.items():
-            values = raw_values(array)
-            stored[name] = StoredArray(read_head(array), self, end)
-            self._file.write(values)
-            end += values.nbytes
-        self._file.flush()
-        self._end = end
-        return stored
+    def put(self, data: memoryview) -> int:
+        """See `Elsewhere`."""
+        place, done = self._end, 0
+        while done < len(data):
+            done += os.pwrite(self._file.fileno(), data[done:], place + done)
+        self._end += done
+        return place
 
-    def view(self, offset: int, size: int) -> memoryview:
-        """See `Storage`."""
+    def read(self, place: int, size: int) -> memoryview:
+        """See `Elsewhere`."""
         out = memoryview(np.empty(size, np.uint8).data)
         done = 0
         while done < size:
-            got = os.preadv(self._file.fileno(), [out[done:]], offset + done)
+            got = os.preadv(self._file.fileno(), [out[done:]], place + done)
             if not got:
-                raise OSError(
-                    f"the file of a turn's updates ends at {offset + done}, expected {size - done} more"
-                )
+                raise OSError(f"a turn's file of updates ends at {place + done}, expected {size - done} more")
             done += got
         return out

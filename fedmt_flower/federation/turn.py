@@ -278,9 +278,9 @@ class Turn:
             return
         records = reply.content.array_records
         if kind is Kind.TRAIN and len(records) == 1:
-            ((key, update),) = records.items()
+            (update,) = records.values()
             self._updates[peer.node][task] = digest(update)
-            reply.content[key] = self._spool.put(update)
+            self._spool.put(update)
         self._replies.setdefault((task, kind), {})[peer.node] = reply
 
     def _refuse_all(self, peer: Peer, cause: str, code: int = _REFUSED) -> None:
