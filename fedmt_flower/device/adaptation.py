@@ -17,8 +17,8 @@ _RATES: Final = ("lr", "learning_rate")
 def adapted(task: Task, job: Job) -> dict[str, Scalar]:
     """The parameters of `job`, its learning rate following the batch size if it is to.
 
-    A rate that the parameters do not name is the default of what takes one: of the task's own `train`, else
-    of its optimizer. Where that has none, as a user's trainer, nothing follows.
+    A rate that the parameters do not name is the default of what takes one: of the task's own `train` or
+    `trainer`, else of its optimizer. Where that has none, nothing follows.
 
     Raises
     ------
@@ -28,7 +28,8 @@ def adapted(task: Task, job: Job) -> dict[str, Scalar]:
     parameters = dict(job.parameters)
     if job.batch_size is None or job.learning_rate is LearningRate.OFF:
         return parameters
-    asked = defaults(resolve_callable(task, "train" if task.train else "optimizer"))
+    field = "train" if task.train else "trainer" if task.trainer else "optimizer"
+    asked = defaults(resolve_callable(task, field))
     factor = job.learning_rate.factor(job.batch_size, _own_batch(task, job, asked))
     given = {name: value for name, value in parameters.items() if name.replace("-", "_") in _RATES}
     rates = given or {name: asked[name] for name in _RATES if name in asked}

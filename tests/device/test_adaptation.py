@@ -26,6 +26,7 @@ STEPPED = Task(
     python_path=(str(Path(__file__).parent),),
 )
 WHOLE = replace(STEPPED, data="quickstart_app:load_data", train="quickstart_app:train_at")
+OWN = replace(STEPPED, trainer="quickstart_app:Countdown")
 LINEAR, SQRT, OFF = LearningRate.LINEAR, LearningRate.SQRT, LearningRate.OFF
 
 
@@ -52,6 +53,8 @@ def planned(task: Task, batch: int | None, rule: LearningRate, **parameters: Sca
         (STEPPED, OFF, {"lr": 0.1, "batch_size": 16}, {"lr": 0.1}),
         (STEPPED, LINEAR, {"learning-rate": 1, "batch-size": 128}, {"learning-rate": 0.5}),
         (STEPPED, LINEAR, {}, {"lr": 0.002}),  # SGD's own rate, at the loop's own batch size
+        (OWN, LINEAR, {"batch_size": 16}, {}),  # it has no rate, or one that only it knows
+        (OWN, LINEAR, {"batch_size": 16, "lr": 0.1}, {"lr": 0.4}),
         (WHOLE, LINEAR, {}, {"learning_rate": 1.0}),  # both are defaults of the user's function
         (WHOLE, LINEAR, {"learning_rate": 0.1}, {"learning_rate": 0.2}),
         (WHOLE, LINEAR, {"lr": "auto", "batch_size": 16}, {"lr": "auto"}),
