@@ -264,6 +264,7 @@ class Movers:
                 os.close(outcome.file)
         seated.worker = target
         seated.passes.append((target.budget, target.seat.level))
+        log.info("task %s goes on with %g %% in worker %d", seated.task.name, target.budget, target.pid)
         await self._relieve(source)
         self._changed()
         return await target.follow(on_progress)
