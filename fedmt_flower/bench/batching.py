@@ -64,8 +64,9 @@ def run(bench: Bench) -> bool:
             return rounds.run(volumes, policies[name], rules, site=site)
 
         if not recorder.has_all(["rounds"], repeats):
-            for name, batching in ways:  # workers get warm, and planners see what there is
-                take(name, batching, next(iter(bench.settings["devices"])))
+            for name, batching in ways:  # workers get warm with their data, and planners see what there is
+                for device in bench.settings["devices"]:
+                    take(name, batching, device)
         for cell, repeat in recorder.interleave(["rounds"], repeats):
             order = [
                 (name, batching, device) for name, batching in ways for device in bench.settings["devices"]

@@ -87,6 +87,8 @@ def _measure(bench: Bench, engine: EngineClient, name: str, ways: Mapping[str, A
     recorder, repeats = bench.recorder, int(bench.settings["repeats"])
     if recorder.has_all([name], repeats):
         return True
+    if recorder.left_s <= 0:
+        return False
     batch = int(bench.settings["batch"])
     tasks = [synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name]]
     rounds = Rounds(engine, f"reallocation-{name}", tasks)

@@ -76,29 +76,36 @@ class _Mix:
 
     def run(self, seconds: float) -> bool:
         """Take what is missing, within `seconds`; whether nothing is missing then."""
-        recorder, cells = (
-            self._bench.recorder,
-            [f"{self._name} | {v}" for v in self._bench.settings["volumes"]],
-        )
-        repeats = int(self._bench.settings["repeats"])
-        if recorder.has_all(cells, repeats):
-            return True
+        recorder = self._bench.recorder
         end = recorder.left_s - seconds
-        contenders: dict[str, tuple[dict[str, int], dict[str, tuple[Probe, ...]]]] = {}
-        for cell in cells:
-            volumes = self._volumes(cell.split(" | ")[1])
-            plan = self._plan(cell, volumes)
-            share = (recorder.left_s - end) / (2 * (len(cells) - len(contenders)))
-            if not self._search(cell, volumes, share):
-                break
-            contenders[cell] = (volumes, self._contenders(cell, plan))
-        self._profiler.prepare(
-            [p for _, some in contenders.values() for placed in some.values() for p in placed]
-        )
-        for cell, repeat in recorder.interleave(list(contenders), repeats, recorder.left_s - end):
-            volumes, some = contenders[cell]
-            self._run_all(cell, repeat, volumes, some)
-        return recorder.has_all(cells, repeats)
+        ratios, complete = list(self._bench.settings["volumes"]), True
+        for position, ratio in enumerate(ratios):
+            share = (recorder.left_s - end) / (len(ratios) - position)
+            complete &= self._run_round(f"{self._name} | {ratio}", ratio, recorder.left_s - share)
+        return complete
+
+    def _run_round(self, cell: str, ratio: str, end: float) -> bool:
+        """One round's search and repeats, until `end` seconds are left; whether all were taken."""
+        recorder, repeats = self._bench.recorder, int(self._bench.settings["repeats"])
+        if recorder.has_all([cell], repeats):
+            return True
+        if recorder.left_s <= 0:
+            return False
+        volumes = self._volumes(ratio)
+        plan = self._plan(cell, volumes)
+        if not self._search(cell, volumes, recorder.left_s - end):
+            return False
+        contenders = self._contenders(cell, plan)
+        wanted = [probe for placed in contenders.values() for probe in placed]
+        self._profiler.dismiss(keep=[*wanted, *self._searching()])  # other volumes had other budgets
+        self._profiler.prepare(wanted)
+        for _, repeat in recorder.interleave([cell], repeats, recorder.left_s - end):
+            self._run_all(cell, repeat, volumes, contenders)
+        return recorder.has_all([cell], repeats)
+
+    def _searching(self) -> list[Probe]:
+        """The seats of the exhaustive search."""
+        return [Probe(task, self._profiler.seat(r)) for task in self._tasks for r in self._fitting(_FINE)]
 
     def _volumes(self, ratio: str) -> dict[str, int]:
         """Dᵢ in whole batches, such that the round in turn takes about its time; the same on resuming."""
@@ -137,9 +144,7 @@ class _Mix:
         less = {name: batch * max(1, round(part * volume / batch)) for name, volume in volumes.items()}
         deadline = self._bench.recorder.left_s - seconds
         coarse = list(itertools.product(self._fitting(_COARSE), repeat=len(self._tasks)))
-        self._profiler.prepare(
-            [Probe(task, self._profiler.seat(r)) for task in self._tasks for r in self._fitting(_FINE)]
-        )
+        self._profiler.prepare(self._searching())
         for refined in (False, True):
             points = self._neighbours(cell) if refined else coarse
             cells = [f"{cell} | {_text(budgets)}" for budgets in points]
