@@ -19,6 +19,7 @@ from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.seat import Seat
 from fedmt_flower.device.survey import PERCENTAGES, QUARTER, device_steps
 from fedmt_flower.device.worker_handle import WorkerHandle
+from fedmt_flower.domain.coordination import Batching
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.network import Volume
 from fedmt_flower.domain.plan import Sharing, TaskPlan
@@ -112,7 +113,7 @@ class Scout:
                     )
                 else:
                     tasks.append(found)
-        return Known(device=await self._facts(), tasks=tuple(tasks), unknown=unknown)
+        return Known(device=await self._facts(order), tasks=tuple(tasks), unknown=unknown)
 
     async def appraise(self, order: RoundOrder) -> dict[str, Appraised]:
         """What each task of `order` has to do, without any measurement; TaskError if one has no data."""
@@ -235,24 +236,37 @@ class Scout:
         wanted = replace(task, parameters={})
         return [w for w in self._pool.workers if w.run == run and w.task == wanted and not w.busy and w.alive]
 
-    async def _facts(self) -> DeviceFacts:
+    async def _facts(self, order: RoundOrder) -> DeviceFacts:
         self._levels = self._levels or device_steps(self._backend, PERCENTAGES)
         units = self._seats[0].level
         nothing = DeviceFeatures(name=self._backend.name, units=units, peak=1.0, bandwidth=1.0)
+        rules = order.coordination.batching
+        chosen = rules.policy is Batching.PROPORTIONAL or bool(rules.choices)
         return DeviceFacts(
-            features=self._device or nothing, levels=self._levels, memory_limit=await self._memory_limit()
+            features=self._device or nothing,
+            levels=self._levels,
+            memory_limit=await self._memory_limit() if chosen and self._on_gpu else 0,
         )
 
     async def _memory_limit(self) -> int:
-        """Bytes for the tasks of a round, in whole GiB; 0 on CPUs, whose memory is no limit."""
-        if not self._on_gpu:
-            return 0
+        """Bytes of a GPU for the tasks of a round, in whole GiB."""
         for worker in self._pool.workers:
             if not worker.busy and worker.alive and worker.pid not in self._held:
-                await worker.ask(Rest())
+                await _rest(worker)
         used, there = self._backend.memory()
         held = sum(self._held.get(worker.pid, 0) for worker in self._pool.workers)
         return max(1, int(_FILL * there - used + held) >> 30) << 30
+
+
+async def _rest(worker: WorkerHandle) -> None:
+    """Have an idle worker give back the memory that it keeps for its next step."""
+    worker.busy = True
+    try:
+        await worker.ask(Rest())
+    except (TaskError, EngineError) as error:
+        log.info("worker %d keeps its memory: %s", worker.pid, error)
+    finally:
+        worker.busy = False
 
 
 def facts_of(task: Task, size: int, appraised: Appraised, seen: Examined, solo: float) -> TaskFacts:

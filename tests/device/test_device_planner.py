@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 from numpy.typing import NDArray
 
+from fedmt_flower.bench.mixes import synthetic_task
 from fedmt_flower.device import memory
 from fedmt_flower.device.backends.cpu import CpuBackend
+from fedmt_flower.device.backends.mps import MpsBackend
 from fedmt_flower.device.inline import InlineEngine
 from fedmt_flower.device.planner import Planner
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.rounds import Round
+from fedmt_flower.device.scout import Known, Scout
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.coordination import Batching, BatchRules, Coordination, OverlapRules
 from fedmt_flower.domain.network import Overlap
@@ -293,3 +296,36 @@ def test_measuring_leaves_no_trace_in_the_weights(
 
     play(scene)
     assert updates[0] == updates[1]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_task_is_known_with_its_memory_and_the_device_with_its_own_steps(
+    tmp_path: Path, make_order: MakeOrder
+) -> None:
+    tasks = [synthetic_task(name) for name in ("R18", "M3")]
+    coordination = Coordination(batching=BatchRules(choices=(32, 128, 256)))
+    order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT, coordination=coordination)
+
+    async def look() -> Known:
+        backend = MpsBackend(0, tmp_path)
+        backend.open()
+        pool = Pool(backend, tmp_path / "workers")
+        try:
+            await pool.open()
+            return await Scout(backend, pool).look(order, {"R18": 45 * 10**6, "M3": 17 * 10**6}, {})
+        finally:
+            await pool.close()
+            backend.close()
+
+    known = asyncio.run(look())
+    assert not known.unknown
+    units = known.device.features.units
+    steps = [level * units / 100 for level in known.device.levels]
+    assert steps == pytest.approx([round(step) for step in steps])
+    assert known.device.features.peak > 1e13
+    assert known.device.memory_limit > 2**32
+    for facts in known.tasks:
+        assert facts.memory[32] < facts.memory[128] < facts.memory[256] < known.device.memory_limit
+        assert facts.speeds[32] > 0
+        assert 0.25 <= facts.features.quarter_share <= 1.0
+        assert facts.counted
