@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     errors = hold_out_errors(samples, arguments.threads)
     card = {split: of[BOOSTED] for split, of in errors.items()}
     model = fit_xgboost(samples, errors=card, threads=arguments.threads)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(model.to_text())
     found = _findings(samples, errors, model)
     if arguments.json:
