@@ -1,8 +1,8 @@
 """The folder of a run: what is written there, and how it is read back.
 
 ``config.yaml`` (the resolved configuration), ``rounds.jsonl`` (an entry per round, site and task),
-``summary.json``, ``trace.json`` (the observed timelines; open it in Perfetto or chrome://tracing) and
-``weights/<task>.safetensors`` (each task's final `state_dict`).
+``summary.json``, ``trace.json`` (the timelines, observed and planned; open it in Perfetto or
+chrome://tracing) and ``weights/<task>.safetensors`` (each task's final `state_dict`).
 """
 
 from __future__ import annotations

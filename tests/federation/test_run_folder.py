@@ -6,6 +6,7 @@ import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,18 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 def test_a_place_without_a_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no run there"):
         RunFolder.open(tmp_path)
+
+
+def test_the_trace_has_plans_beside_what_was_observed(folder: RunFolder) -> None:
+    spans = (Span(task="digits", phase=Phase.COMPUTE, start_s=0.0, end_s=1.0),)
+    folder.append([replace(entry(1), planned=spans, waited_s=0.5), entry(1, "site-1")])
+    folder.save_trace()
+    events = json.loads(folder.path.joinpath("trace.json").read_text())["traceEvents"]
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert list(names.values()) == ["site site-0", "site site-1", "site site-0, as planned"]
+    slices = [(names[e["pid"]], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
+    assert slices[0] == ("site site-0", 0.5e6, 1.5e6)
+    assert slices[2] == ("site site-0, as planned", 0.5e6, 1.0e6)
 
 
 def test_the_trace_lays_every_span_on_its_site_and_task(folder: RunFolder) -> None:
