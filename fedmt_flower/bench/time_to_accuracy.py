@@ -75,7 +75,7 @@ def run(bench: Bench) -> bool:
             else:
                 allocation, rules = SCHEMES.get(cell, chosen), _ADAPTED.get(cell, Coordination())
             fast = cell == _FAST
-            if cell not in warm:
+            if cell not in warm and not bench.options.quick:
                 federation.train(allocation, rules, 0, rounds=1, fast=fast)
                 warm.add(cell)
             rounds = int(bench.settings["rounds"])
