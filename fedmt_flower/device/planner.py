@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _RUNS: Final = 8
 """So many runs are remembered; the longest unseen goes first."""
+_SITES: Final = 256
+"""So many sites of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,14 @@ class _Run:
     """What was known of a site's tasks when its last round began."""
     ahead: dict[str, _Ahead] = field(default_factory=dict)
     """The next plan, by site."""
+
+    def remember(self, site: str, known: Known) -> None:
+        """Keep what is known of a site's tasks, and forget the site longest unseen if those are many."""
+        self.known[site] = known
+        if len(self.known) > _SITES:
+            oldest = next(iter(self.known))
+            del self.known[oldest]
+            self.ahead.pop(oldest, None)
 
 
 class Planner:
@@ -77,7 +87,7 @@ class Planner:
         if not any(assignment.mode.trains for assignment in order.assignments):
             return DevicePlan(plan=run.course.without_training(order))
         known = await self._scout.look(order, file_sizes(weights), run.course.experience.solo)
-        run.known[order.site] = known
+        run.remember(order.site, known)
         if known.unknown:
             reasons = "; ".join(f"{task}: {reason}" for task, reason in known.unknown.items())
             log.warning("round %d of site %s is not predicted. %s", order.round, order.site, reasons)

@@ -80,6 +80,7 @@ class Scout:
         self._levels: tuple[float, ...] = ()
         self._appraised: OrderedDict[str, Appraised] = OrderedDict()
         self._examined: OrderedDict[str, Examined] = OrderedDict()
+        self._met: OrderedDict[str, None] = OrderedDict()
         self._held: Mapping[int, int] = {}
 
     async def look(self, order: RoundOrder, sizes: Mapping[str, int], solo: Mapping[str, float]) -> Known:
@@ -157,7 +158,7 @@ class Scout:
         self, order: RoundOrder, task: Task, job: Job, own: int, offered: Sequence[int]
     ) -> Examined:
         """What a stepped task is alone, with the whole device and with a quarter of it."""
-        key = repr((order.run, replace(task, parameters={}), own, offered))
+        key = repr((_name(order, task), own, offered))
         if key not in self._examined:
             self._tell(f"measuring {task.name} alone")
             whole, *quarter = self._seats
@@ -176,7 +177,7 @@ class Scout:
 
     async def _describe(self, order: RoundOrder, task: Task, job: Job, own: int) -> Examined:
         """What one pass of a whole-call task's model costs; nothing counted if it cannot be called here."""
-        key = repr((order.run, replace(task, parameters={})))
+        key = _name(order, task)
         if key not in self._examined:
             flops = traffic = 1.0
             try:
@@ -206,8 +207,10 @@ class Scout:
         new = [
             assignment
             for assignment in training
-            if assignment.task.kind is TaskKind.STEPPED and not self._workers_of(order.run, assignment.task)
+            if assignment.task.kind is TaskKind.STEPPED and _name(order, assignment.task) not in self._met
         ]
+        for assignment in new:
+            _keep(self._met, _name(order, assignment.task), None)
         if new:
             self._tell(f"starting workers of {', '.join(assignment.task.name for assignment in new)}")
         starts = [start(assignment, seat) for assignment in new for seat in self._seats]
@@ -321,6 +324,11 @@ async def carry(worker: WorkerHandle, steps: Steps[T]) -> T:
 def job_to_measure(order: RoundOrder, assignment: Assignment) -> Job:
     """What `assignment` asks for at its own batch size."""
     return job_of(order, assignment, TaskPlan(task=assignment.task.name, budget=100.0))
+
+
+def _name(order: RoundOrder, task: Task) -> str:
+    """What a task of a run is known by, whatever its parameters: as its workers are."""
+    return repr((order.run, replace(task, parameters={})))
 
 
 def _keep(kept: OrderedDict[str, Any], key: str, value: object) -> None:

@@ -96,6 +96,8 @@ class Case:
             case Sharing.CAPPED:
                 basis = self.basis
         rounds = self.experience.rounds
+        if whole := [facts.features.task for facts in self.tasks if not facts.stepped]:
+            basis = f"{basis}, {' and '.join(whole)} timed by whole rounds"
         return f"{basis}, corrected by {rounds} round{'s' * (rounds != 1)}" if rounds else basis
 
 

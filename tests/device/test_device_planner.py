@@ -174,8 +174,9 @@ def test_a_task_without_steps_is_seen_in_a_round_before_it_is_predicted(
         assert [place.budget for place in first.plan.tasks] == [100.0, 100.0]
         second = await device.run(replace(order, round=2))
         assert second.forecast is not None
-        # 128 samples in 0.2 s, of which sharing is held to have cost a part.
-        assert 400 < second.forecast.rates["whole"] < 2000
+        assert second.forecast.basis == "analytic model of threads, whole timed by whole rounds"
+        # 128 samples took 0.2 s or a little more; what sharing costs it is a matter of the plan.
+        assert 100 < second.forecast.rates["whole"] < 1300
         assert [p.batch_size for p in second.plan.tasks if p.task == "whole"] == [None]
 
     play(scene)
