@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from fedmt_flower.bench.driver import Bench, memory_in_use, processes_marked
+from fedmt_flower.bench.driver import Bench, memory_in_use
+from fedmt_flower.bench.leftovers import left_bars, left_behind
 from fedmt_flower.bench.mixes import BATCH, synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device import facts
@@ -31,8 +32,6 @@ CLAIM = "what fails on the device fails by name, and the next round works within
 
 MODELS = ("R18", "M3", "S2")
 _RECOVERY_S = 5.0
-_MEMORY_BYTES = 64 << 20
-"""How far the GPU's memory in use may be from what it was before: other processes come and go."""
 _BUDGET = 60.0
 _STEPS = 4
 """Steps of a small round, and of an epoch."""
@@ -69,7 +68,8 @@ def run(bench: Bench) -> bool:
         for fault, cause in faults.items():
             scene.suffer(fault, cause)
         home = str(engine.home.path.parent)
-    bench.recorder.add("afterwards", 0, _left(bench, home, memory))
+    left = left_behind(bench.options, ("FEDMT_HOME", home), memory, patience_s=_RECOVERY_S)
+    bench.recorder.add("afterwards", 0, left)
     _judge(bench, list(faults))
     return True
 
@@ -180,18 +180,6 @@ def _kill(program: str) -> None:
     raise EngineError(f"no {program} runs here, so it cannot be killed")
 
 
-def _left(bench: Bench, home: str, memory: int) -> dict[str, Json]:
-    """Processes and GPU memory that have not gone a moment after the engine's end."""
-    on_gpu = bench.options.backend is Backend.MPS
-    deadline = time.monotonic() + _RECOVERY_S
-    while True:
-        pids = processes_marked("FEDMT_HOME", home)
-        more = memory_in_use(bench.options) - memory if on_gpu else 0
-        if (not pids and more < _MEMORY_BYTES) or time.monotonic() > deadline:
-            return {"processes": pids, "gpu_memory_bytes": more}
-        time.sleep(0.1)
-
-
 def _judge(bench: Bench, faults: Sequence[str]) -> None:
     taken = {sample.cell: sample.values for sample in bench.recorder.samples}
     for fault in faults:
@@ -203,13 +191,4 @@ def _judge(bench: Bench, faults: Sequence[str]) -> None:
         bench.bars.append(
             Bar.counted(bar, _RECOVERY_S, seconds, met=named and works and seconds <= _RECOVERY_S)
         )
-    left = taken["afterwards"]
-    bench.bars += [
-        Bar.counted("processes left behind", 0, len(left["processes"]), not left["processes"]),
-        Bar.counted(
-            "MB of GPU memory left behind",
-            _MEMORY_BYTES / 1e6,
-            left["gpu_memory_bytes"] / 1e6,
-            left["gpu_memory_bytes"] < _MEMORY_BYTES,
-        ),
-    ]
+    bench.bars += left_bars(taken["afterwards"])

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmt_flower.bench.driver import Bench, memory_in_use, processes_marked
+from fedmt_flower.bench.deployment import deployed
+from fedmt_flower.bench.driver import Bench, memory_in_use
+from fedmt_flower.bench.leftovers import left_bars, left_behind
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device.connection import running
-from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.plan import Sharing
-from fedmt_flower.errors import EngineError
 
 CLAIM = "a deployed federation keeps its workers warm on the device, under its budgets, and leaves nothing"
 
 _SITES = 2
-_MEMORY_BYTES = 64 << 20
-"""How far the GPU's memory in use may be from what it was before: other processes come and go."""
-
-_APP = """\
+APP = """\
 [project]
 name = "fedmt-bench"
 version = "1.0.0"
@@ -69,16 +58,20 @@ def run(bench: Bench) -> bool:
     bench.recorder.clear()
     memory = memory_in_use(bench.options)
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
-        with _deployed(Path(directory)) as deployment:
+        with deployed(Path(directory), _SITES) as deployment:
             began = time.monotonic()
             folder = Path(directory) / "run"
-            deployment.run(
-                *(str(word) for word in bench.settings["overrides"]),
+            overrides = (
+                *map(str, bench.settings["overrides"]),
                 f"device={bench.options.backend}",
                 f"device.index={bench.options.index}",
                 f"federation.sites={_SITES}",
                 f"federation.rounds={bench.settings['rounds']}",
                 f"folder={folder}",
+            )
+            deployment.run(
+                {"pyproject.toml": APP},
+                f'fedmt="{" ".join(overrides)}"',
                 patience_s=max(60.0, bench.recorder.left_s),
             )
             bench.facts["seconds from submission to end"] = round(time.monotonic() - began, 1)
@@ -89,7 +82,7 @@ def run(bench: Bench) -> bool:
                     "workers": len(engine.status().workers),
                     "rounds": engine.status().rounds,
                 }
-        left = _left(bench, deployment, memory)
+        left = left_behind(bench.options, ("FLWR_HOME", deployment.home), memory)
     for entry in entries:
         kept = ("status", "error", "backend", "level", "pid", "samples", "compute_s", "wall_s", "waited_s")
         values = {key: entry.get(key) for key in (*kept, "train_metrics", "evaluate_metrics")}
@@ -119,154 +112,6 @@ def report(result: Result) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Deployment:
-    """A SuperLink and its SuperNodes at work."""
-
-    directory: Path
-    environment: dict[str, str]
-
-    def run(self, *overrides: str, patience_s: float) -> None:
-        """Submit the app and wait for its end; EngineError if that is not a good one."""
-        app = self.directory / "app"
-        app.mkdir()
-        (app / "pyproject.toml").write_text(_APP)
-        answer = self._flwr("run", str(app), "bench", "--run-config", f'fedmt="{" ".join(overrides)}"')
-        number = str(answer["run-id"])
-        deadline = time.monotonic() + patience_s
-        while not (status := self._status(number)).startswith("finished"):
-            if time.monotonic() > deadline:
-                raise EngineError(
-                    f"the federation had not ended after {patience_s:.0f} s: {self._errors(number)}"
-                )
-            time.sleep(2)  # each look is a process of its own
-        if status != "finished:completed":
-            raise EngineError(f"the federation ended as {status}: {self._errors(number)}")
-
-    def _status(self, number: str) -> str:
-        return str(self._flwr("list", "bench", "--run-id", number)["runs"][0]["status"])
-
-    def _flwr(self, *words: str) -> dict[str, Any]:
-        command = [_program("flwr"), *words, "--format", "json"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=self.environment, timeout=60, check=False
-        )
-        if done.returncode:
-            raise EngineError(f"flwr {words[0]} failed: {' '.join((done.stdout + done.stderr).split())}")
-        answer: dict[str, Any] = json.loads(done.stdout)
-        if not answer.get("success"):
-            raise EngineError(f"flwr {words[0]} failed: {' '.join(done.stdout.split())}")
-        return answer
-
-    def _errors(self, number: str) -> str:
-        """What the run's own log calls an error; what went wrong in a server app stands only there."""
-        command = [_program("flwr"), "log", number, "bench", "--show"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=self.environment, timeout=60, check=False
-        )
-        lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
-        return " | ".join([line for line in lines if "Error" in line][-3:]) or "its log names no error"
-
-
-@contextmanager
-def _deployed(directory: Path) -> Iterator[_Deployment]:
-    http, *ports = (_free_port() for _ in range(1 + _SITES))
-    home = directory / "flwr"
-    home.mkdir()
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "127.0.0.1:{http}"\ninsecure = true\n'
-    )
-    marks = {"FLWR_HOME": str(home), "FEDMT_HOME": str(directory / "fedmt"), "FLWR_TELEMETRY_ENABLED": "0"}
-    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, **marks, "PATH": search}
-    before = os.environ.get("FEDMT_HOME")
-    os.environ["FEDMT_HOME"] = marks["FEDMT_HOME"]
-    try:
-        with ExitStack() as processes:
-            link = ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation"]
-            link += ["--host", "127.0.0.1", "--port", str(http)]
-            processes.enter_context(_started("superlink", link, directory, environment))
-            _await_port(http)
-            for site, port in enumerate(ports):
-                node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{http}"]
-                node += ["--host", "127.0.0.1", "--port", str(port)]
-                node += ["--node-config", f"partition-id={site} num-partitions={_SITES}"]
-                processes.enter_context(_started(f"supernode-{site}", node, directory, environment))
-            yield _Deployment(directory=directory, environment=environment)
-    finally:
-        for engine in running():
-            engine.stop()
-        if before is None:
-            del os.environ["FEDMT_HOME"]
-        else:
-            os.environ["FEDMT_HOME"] = before
-
-
-@contextmanager
-def _started(name: str, words: Sequence[str], directory: Path, environment: dict[str, str]) -> Iterator[None]:
-    with (directory / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [_program(words[0]), *words[1:]], env=environment, cwd=directory, stdout=log, stderr=log
-        )
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _await_port(port: int, patience_s: float = 60.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while True:
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        if time.monotonic() > deadline:
-            raise EngineError(f"the SuperLink does not listen on port {port} after {patience_s:.0f} s")
-        time.sleep(0.1)
-
-
-def _program(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise EngineError(f"{name} is not on the PATH; install flwr, or add its folder of programs")
-    return found
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def _left(bench: Bench, deployment: _Deployment, memory: int) -> dict[str, Json]:
-    """Processes and GPU memory that have not gone a while after the end of everything."""
-    on_gpu = bench.options.backend is Backend.MPS
-
-    def look() -> dict[str, Json]:
-        more = memory_in_use(bench.options) - memory if on_gpu else 0
-        return {
-            "processes": processes_marked("FLWR_HOME", deployment.environment["FLWR_HOME"]),
-            "gpu_memory_bytes": more,
-        }
-
-    return _settled(look, lambda left: not left["processes"] and left["gpu_memory_bytes"] < _MEMORY_BYTES)
-
-
-def _settled(
-    look: Callable[[], dict[str, Json]], fine: Callable[[dict[str, Json]], bool], patience_s: float = 20.0
-) -> dict[str, Json]:
-    deadline = time.monotonic() + patience_s
-    while not fine(left := look()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return left
-
-
 def _judge(bench: Bench, entries: Sequence[dict[str, Any]], left: dict[str, Json]) -> None:
     tasks = bench.settings["tasks"]
     failures = [entry for entry in entries if entry["status"] != "done"]
@@ -285,13 +130,7 @@ def _judge(bench: Bench, entries: Sequence[dict[str, Any]], left: dict[str, Json
             len(backends - {str(bench.options.backend)}),
             backends == {str(bench.options.backend)},
         ),
-        Bar.counted("processes left behind", 0, len(left["processes"]), not left["processes"]),
-        Bar.counted(
-            "MB of GPU memory left behind",
-            _MEMORY_BYTES / 1e6,
-            left["gpu_memory_bytes"] / 1e6,
-            left["gpu_memory_bytes"] < _MEMORY_BYTES,
-        ),
+        *left_bars(left),
     ]
 
 
