@@ -6,6 +6,7 @@ layout, small enough to travel in a frame.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,10 +37,15 @@ class Node(msgspec.Struct, frozen=True, tag=str.lower):
 
 
 class Held(Node, frozen=True):
-    """A tensor: `offset` counts bytes of the buffer; `host` says that it lay in the host's memory."""
+    """A tensor: `offset` counts bytes of the buffer; `host` says that it lay in the host's memory.
+
+    `strides` count elements, and leave no gaps: kernels that update all weights at once want those of the
+    weights, which may be in channels-last order.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     offset: int
     host: bool
 
@@ -128,7 +134,8 @@ class Packing:
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in _DTYPES or tensor.layout is not torch.strided or tensor.is_quantized:
             raise TypeError(f"{where} is a tensor of {dtype} ({tensor.layout}), which cannot be packed")
-        place = Held(dtype, tuple(tensor.shape), self.size, not tensor.is_cuda)
+        strides = torch.empty_like(tensor, device="meta").stride()
+        place = Held(dtype, tuple(tensor.shape), strides, self.size, not tensor.is_cuda)
         self.size += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
         self._tensors.append(tensor.detach())
         self._places.append(place)
@@ -174,10 +181,11 @@ def checksum(buffer: Tensor) -> int:
 
 def _view(buffer: Tensor, place: Held) -> Tensor:
     dtype = _DTYPES[place.dtype]
-    count = 1
-    for extent in place.shape:
-        count *= extent
+    count = math.prod(place.shape)
     end = place.offset + count * dtype.itemsize
     if count < 0 or place.offset < 0 or end > buffer.numel():
         raise ValueError(f"a state's tensor ends at byte {end}, its buffer has {buffer.numel()}")
-    return buffer[place.offset : end].view(dtype).view(place.shape)
+    reach = sum((extent - 1) * stride for extent, stride in zip(place.shape, place.strides, strict=True))
+    if count and reach != count - 1:
+        raise ValueError(f"a state's tensor of {place.shape} has strides {place.strides}, which leave gaps")
+    return buffer[place.offset : end].view(dtype).as_strided(place.shape, place.strides)

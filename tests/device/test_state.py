@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 
-from fedmt_flower.device.state import Layout, Packing, checksum, empty_buffer, unpacked
+from fedmt_flower.device.state import Held, Layout, Packing, checksum, empty_buffer, unpacked
 
 STATE = {
     "optimizer": {
@@ -36,7 +36,9 @@ def there(state: object) -> Any:
 
 def same(left: Any, right: Any) -> bool:
     if isinstance(left, torch.Tensor):
-        return left.dtype == right.dtype and torch.equal(left, right)
+        dense = torch.empty_like(right)
+        alike = (left.dtype, left.stride()) == (right.dtype, dense.stride())
+        return alike and torch.equal(left, right)
     if isinstance(left, dict):
         return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
     if isinstance(left, (list, tuple)):
@@ -76,3 +78,11 @@ def test_a_layout_that_leaves_its_buffer_is_refused() -> None:
     packing = Packing([torch.zeros(100)])
     with pytest.raises(ValueError, match="ends at byte 400, its buffer has 32"):
         unpacked(packing.layout, empty_buffer(32, "cpu"))
+    wide = Held("float32", (2, 2), (3, 1), 0, host=True)
+    with pytest.raises(ValueError, match=r"strides \(3, 1\), which leave gaps"):
+        unpacked(wide, empty_buffer(32, "cpu"))
+
+
+def test_a_channels_last_state_stays_so() -> None:
+    weights = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    assert there([weights])[0].is_contiguous(memory_format=torch.channels_last)
