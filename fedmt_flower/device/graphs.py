@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -317,7 +317,7 @@ class CudaRecorder:
         """A graph's `replay`; see `Recorder.record`."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         here = torch.cuda.current_stream()
-        failure: Exception | None = None
+        cause = ""
         try:
             # Other threads of the process, such as a library's, may use CUDA as they like meanwhile.
             with torch.cuda.graph(
@@ -326,12 +326,13 @@ class CudaRecorder:
                 try:
                     work()
                 except Exception as error:
-                    failure = error
+                    # Its text alone: the exception would keep this frame, and so the pool's tensors, alive.
+                    cause = describe(error)
                     raise
         except Exception as error:
             self._stream = None
             _recover(pool, here)
-            raise NotRecorded(f"recording it raised {describe(failure or error)}") from error
+            raise NotRecorded(f"recording it raised {cause or describe(error)}") from error
         return graph.replay
 
     def _recorded(self) -> torch.cuda.Stream:
@@ -424,9 +425,17 @@ def _signature(step: TrainingStep, selection: Selection) -> Signature:
         tuple((len(selection.index), *tensor.shape[1:], tensor.dtype) for tensor in selection.tensors),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cuda.matmul.allow_tf32,
+        _float32(),
     )
+
+
+def _float32() -> tuple[object, ...]:
+    """How products and convolutions of float32 are computed."""
+    known: Any = torch.backends
+    try:
+        return known.cudnn.allow_tf32, known.cuda.matmul.allow_tf32
+    except RuntimeError:  # torch has other names since 2.9: once a task has used them, these refuse
+        return tuple(part.fp32_precision for part in (known.cudnn.conv, known.cudnn.rnn, known.cuda.matmul))
 
 
 def _is_data(name: str, value: object) -> bool:
@@ -448,4 +457,9 @@ def _make_capturable(optimizer: torch.optim.Optimizer) -> None:
         takes_tensor = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) or group.get("fused")
         if takes_tensor and group["params"]:
             device = group["params"][0].device
-            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+            # A clone, since a loaded one is a view of all that was loaded, copied with it.
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device).clone()
+        for weight in group["params"]:
+            # A process that took plain steps only may have counted them on the host.
+            if "step" in (held := optimizer.state.get(weight, {})):
+                held["step"] = torch.as_tensor(held["step"], dtype=torch.float32, device=weight.device)

@@ -114,7 +114,8 @@ class TaskRuntime:
                     "expected a torch.nn.Module"
                 )
             self._model, self._model_key = model, key
-            self._graphs, self._practised = StepGraphs(), set()
+            # The recorder stays: every other stream would have a cache and a workspace of its own.
+            self._graphs, self._practised = StepGraphs(self._graphs.recorder), set()
             lasting = model.state_dict()
             self._transient = {name: b.clone() for name, b in model.named_buffers() if name not in lasting}
         with self.blame("model"):

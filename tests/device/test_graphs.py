@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedmt_flower.device.graphs import CudaRecorder, NotRecorded, StepGraphs
+from fedmt_flower.device.graphs import CudaRecorder, NotRecorded, StepGraphs, _make_capturable
 from fedmt_flower.device.seeding import choose_kernels
 from fedmt_flower.device.trainer import Loop
 from fedmt_flower.domain.profile import StepKind
@@ -161,6 +161,33 @@ def test_memory_given_back_is_taken_again() -> None:
     assert graphs._kept is None
     loop.step()
     assert (recorder.recorded, recorder.replayed) == (2, 2)
+
+
+def test_counts_and_rates_that_came_from_plain_steps_go_to_the_device() -> None:
+    here, there = nn.Linear(2, 2), nn.Linear(2, 2, device="meta")
+    plain, capturable = torch.optim.Adam(here.parameters()), torch.optim.Adam(there.parameters())
+    here(torch.ones(1, 2)).sum().backward()
+    plain.step()
+    capturable.load_state_dict(plain.state_dict())
+    assert {held["step"].device.type for held in capturable.state.values()} == {"cpu"}
+    _make_capturable(capturable)
+    assert {held["step"].device.type for held in capturable.state.values()} == {"meta"}
+    (group,) = capturable.param_groups
+    assert (group["capturable"], group["lr"].device.type) == (True, "meta")
+
+
+def test_torchs_newer_names_for_float32_arithmetic_may_be_used() -> None:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("torch has had them since 2.9")
+    before, recorder = torch.backends.cuda.matmul.fp32_precision, HostRecorder()
+    graphs = StepGraphs(recorder)
+    try:
+        train(net(), graphs)
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        train(net(), graphs)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert recorder.recorded == 2
 
 
 class Touching(nn.Module):
