@@ -137,7 +137,7 @@ class Resume(Frame, frozen=True, kw_only=True):
 
 
 class Relieve(Frame, frozen=True, kw_only=True):
-    """To a paused worker: another goes on with your job."""
+    """To a worker that has paused or stands for a job: another goes on with it."""
 
 
 class Leave(Frame, frozen=True, kw_only=True):

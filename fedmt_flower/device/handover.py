@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.frames import (
@@ -144,7 +145,7 @@ class Movers:
             del self._computing[name]
             seated.worker.offered.put_nowait(Offered(why="it has ended"))
             if seated.target is not None:
-                self._pool.release(seated.target)
+                _in_background(self._relieve(seated.target))
                 seated.target = None
             self._changed()
 
@@ -172,9 +173,7 @@ class Movers:
             movable = seated.task.kind is TaskKind.STEPPED and not seated.moving and not seated.stays
             if movable and seat.level != seated.worker.seat.level:
                 seated.moving = True
-                standing = asyncio.create_task(self._move(seated, budget, seat))
-                _standing.add(standing)
-                standing.add_done_callback(_standing.discard)
+                _in_background(self._move(seated, budget, seat))
 
     async def _move(self, seated: Seated, budget: float, seat: Seat) -> None:
         """Have a worker in `seat` stand for the task; then the task pause, if that is still wanted."""
@@ -195,7 +194,7 @@ class Movers:
                 await self._pool.discard(target)
             raise
         if not seated.trains or seated.wanted != budget:
-            self._pool.release(target)
+            await self._relieve(target)
             seated.moving = False
             self._changed()
             return
@@ -241,9 +240,9 @@ class Movers:
         seated.target, seated.moving = None, False
         if isinstance(outcome, Stays):
             log.warning("task %s keeps its budget: %s", seated.task.name, outcome.why)
-            self._pool.release(target)
             seated.stays = True
             seated.passes.append(None)
+            _in_background(self._relieve(target))
             return await source.follow(on_progress)
         try:
             async with asyncio.timeout(_LONGEST_HANDOVER_S):
@@ -265,19 +264,26 @@ class Movers:
         seated.worker = target
         seated.passes.append((target.budget, target.seat.level))
         log.info("task %s goes on with %g %% in worker %d", seated.task.name, target.budget, target.pid)
-        await self._relieve(source)
+        _in_background(self._relieve(source))
         self._changed()
         return await target.follow(on_progress)
 
-    async def _relieve(self, source: WorkerHandle) -> None:
-        """Have a worker whose job another goes on with stand by for the next."""
+    async def _relieve(self, worker: WorkerHandle) -> None:
+        """Have a worker whose job another goes on with let go of it, and be there for the next."""
         try:
-            await source.tell(Relieve())
+            await worker.tell(Relieve())
         except EngineError as error:
-            log.info("a worker ended after it had handed its job over: %s", error)
-            await self._pool.discard(source)
+            log.info("a worker ended before it was relieved of its job: %s", error)
+            await self._pool.discard(worker)
         else:
-            self._pool.release(source)
+            self._pool.release(worker)
+
+
+def _in_background(work: Coroutine[Any, Any, None]) -> None:
+    """Have `work` go on, whatever becomes of the round."""
+    task = asyncio.create_task(work)
+    _standing.add(task)
+    task.add_done_callback(_standing.discard)
 
 
 def handovers(seated: Seated, result: JobResult, arrival: float) -> tuple[Handover, ...]:

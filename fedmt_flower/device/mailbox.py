@@ -24,7 +24,10 @@ def new_place(size: int, device: torch.device) -> tuple[Tensor, Place]:
     buffer[: len(_MARK)] = torch.frombuffer(bytearray(_MARK), dtype=torch.uint8).to(device)
     torch.cuda.synchronize(device)
     _, *shared = buffer.untyped_storage()._share_cuda_()  # type: ignore[no-untyped-call]
-    return buffer, Place(*shared)
+    place = Place(*shared)
+    # torch would keep the memory until a reader has closed it: for ever, if that was killed or never came.
+    torch.UntypedStorage._release_ipc_counter_cuda(place.counter, place.counter_offset)
+    return buffer, place
 
 
 def opened(place: Place, device: torch.device) -> Tensor:

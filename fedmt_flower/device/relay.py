@@ -126,9 +126,9 @@ class Relay:
         execution.pause()
         try:
             self._give(execution, by_device)
-        except (FedMTError, TypeError, ValueError) as error:
-            log.warning("the job stays here: %s", error)
-            self._channel.send(Stays(why=str(error)))
+        except (FedMTError, OSError, RuntimeError, TypeError, ValueError) as error:
+            log.warning("the job stays here: %s", describe(error))
+            self._channel.send(Stays(why=describe(error)))
             execution.resume()
             return False
         match self._next().frame:

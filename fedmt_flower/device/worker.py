@@ -36,6 +36,7 @@ from fedmt_flower.device.frames import (
     Pause,
     Ready,
     Rehearse,
+    Relieve,
     Rest,
     Stand,
     Standing,
@@ -99,6 +100,8 @@ def serve(channel: ToEngine) -> int:
                 relay.forget()
             case Offer() | Pause():
                 log.info("asked to hand a job over that is done")
+            case Relieve():
+                relay.forget()
             case Appraise() | Rehearse() | Describe() | Rest() | Measure() | Cover() | Trace() as order:
                 channel.send(measurer.answer(order))
             case _:

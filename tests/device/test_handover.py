@@ -242,9 +242,13 @@ def test_a_task_whose_workers_are_both_killed_fails_by_name_and_alone(
     assert done.report.task("short").status is Status.DONE
 
 
-def test_what_cannot_be_handed_over_stays(play: Callable[..., Played]) -> None:
+def test_what_cannot_be_handed_over_stays(play: Callable[..., Played], device: Any) -> None:
     private = task("private", trainer="handover_tasks:Private")
     done = play(task("short"), private)
+    runner, pool, _ = device
+    runner.run(asyncio.sleep(0.2))
+    relieved = [(w.seat.level, w.busy, w.alive) for w in pool.workers if w.task.name == "private"]
+    assert relieved == [(1, False, True), (4, False, True)]
     assert done.report.task("private").status is Status.DONE
     assert (done.report.task("private").handovers, done.report.task("private").samples) == ((), 1280)
     whole = Task(
