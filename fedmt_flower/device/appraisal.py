@@ -1,7 +1,7 @@
 """What a task is on its device before it is planned: its cost, and its speed alone.
 
-The functions here give orders to a worker, one after the other, and are sent its answers; somebody else
-carries them. So the engine's workers and a task of the calling process are measured by the same code.
+`examine` and `time_alone` give orders to a worker, one after the other, and are sent its answers; somebody
+else carries them. So the engine's workers and a task of the calling process are measured by the same code.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from fedmt_flower.device.frames import (
     Answers,
+    Appraised,
     Describe,
     Described,
     Measure,
@@ -22,10 +23,16 @@ from fedmt_flower.device.frames import (
     Rehearsed,
     Rest,
 )
-from fedmt_flower.device.job import Job
+from fedmt_flower.device.job import Job, job_of
 from fedmt_flower.device.steps import Step
-from fedmt_flower.domain.profile import DeviceFeatures, StepKind
+from fedmt_flower.domain.network import Volume
+from fedmt_flower.domain.plan import TaskPlan
+from fedmt_flower.domain.profile import DeviceFeatures, StepKind, TaskFeatures
+from fedmt_flower.domain.round import Assignment, RoundOrder
+from fedmt_flower.domain.task import Task, TaskKind
 from fedmt_flower.errors import TaskError
+from fedmt_flower.planning.features import quarter_share
+from fedmt_flower.planning.framing import TaskFacts
 
 log = logging.getLogger(__name__)
 
@@ -151,3 +158,57 @@ def rate_since(start: float, steps: Sequence[Step]) -> float:
     if len(steps) == 1:
         return steps[0].samples / (steps[0].finished - start)
     return sum(step.samples for step in steps[1:]) / (steps[-1].finished - steps[0].finished)
+
+
+def with_quarter(seen: Examined, own: int, rate: float, budget: float) -> Examined:
+    """`seen`, with the rate at a `budget` of about a quarter and the batch size `own` taken into account.
+
+    Small models are faster with one thread than with two that wait for each other. More budget is never
+    held to harm a task, so the faster rate then counts for the whole device too.
+    """
+    gain = max(1.0, rate / seen.speeds[own])
+    share = quarter_share(min(1.0, rate / seen.speeds[own]), budget)
+    # Nobody is slower than in proportion: below that it is noise.
+    return replace(
+        seen,
+        share=max(0.25, share),
+        speeds={size: gain * speed for size, speed in seen.speeds.items()},
+    )
+
+
+def facts_of(task: Task, size: int, appraised: Appraised, seen: Examined, solo: float) -> TaskFacts:
+    """What is known of a task that was looked at.
+
+    Parameters
+    ----------
+    size
+        Bytes of its weights.
+    appraised, seen
+        What it has to do, and what it is alone.
+    solo
+        Its solo rate at its own batch size, in samples/s.
+    """
+    return TaskFacts(
+        features=TaskFeatures(
+            task=task.name,
+            model=task.model.rpartition(":")[2],
+            flops=seen.flops,
+            traffic=seen.traffic,
+            solo_rate=solo,
+            reference_batch=appraised.batch,
+            step=seen.step,
+            quarter_share=seen.share,
+        ),
+        volume=Volume(task=task.name, samples=appraised.samples, download_bytes=size, upload_bytes=size),
+        examples=appraised.examples,
+        adapts=appraised.adapts,
+        stepped=task.kind is TaskKind.STEPPED,
+        counted=seen.flops > 1.0,
+        speeds=seen.speeds,
+        memory=seen.memory if any(seen.memory.values()) else {},
+    )
+
+
+def job_to_measure(order: RoundOrder, assignment: Assignment) -> Job:
+    """What `assignment` asks for at its own batch size."""
+    return job_of(order, assignment, TaskPlan(task=assignment.task.name, budget=100.0))

@@ -7,14 +7,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from fedmt_flower.device.appraisal import Examined, Steps, examine, expect
+from fedmt_flower.device.appraisal import (
+    Examined,
+    Steps,
+    examine,
+    expect,
+    facts_of,
+    job_to_measure,
+)
 from fedmt_flower.device.contract import Weights
 from fedmt_flower.device.course import Course, unpredicted
 from fedmt_flower.device.frames import Appraise, Appraised, Failed
 from fedmt_flower.device.measuring import Answer, Measurer, Order
 from fedmt_flower.device.models import ANALYTIC
 from fedmt_flower.device.runtime import TaskRuntime
-from fedmt_flower.device.scout import facts_of, job_to_measure
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.plan import DevicePlan
 from fedmt_flower.domain.profile import DeviceFeatures

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedmt_flower.device import memory
+from fedmt_flower.device.appraisal import job_to_measure
 from fedmt_flower.device.backends import DeviceBackend, make_backend
 from fedmt_flower.device.backends.cpu import CpuBackend
 from fedmt_flower.device.contract import Weights
@@ -17,7 +18,7 @@ from fedmt_flower.device.frames import Advanced, Appraised
 from fedmt_flower.device.job import report_of
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.samples import Line, Profile, Rates, read_lines, samples_of, task_features
-from fedmt_flower.device.scout import Known, Scout, job_to_measure
+from fedmt_flower.device.scout import Known, Scout
 from fedmt_flower.device.worker_handle import Finished
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.network import Volume

@@ -10,10 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from fedmt_flower.device.appraisal import Examined, Steps, examine, expect, time_alone
+from fedmt_flower.device.appraisal import (
+    Examined,
+    Steps,
+    examine,
+    expect,
+    facts_of,
+    job_to_measure,
+    time_alone,
+    with_quarter,
+)
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.frames import Appraise, Appraised, Describe, Described, Rest
-from fedmt_flower.device.job import ROUND_KEYS, Job, job_of
+from fedmt_flower.device.job import ROUND_KEYS, Job
 from fedmt_flower.device.models import Chosen, Models
 from fedmt_flower.device.pool import Pool
 from fedmt_flower.device.seat import Seat
@@ -21,13 +30,11 @@ from fedmt_flower.device.survey import PERCENTAGES, QUARTER, device_steps
 from fedmt_flower.device.worker_handle import WorkerHandle
 from fedmt_flower.domain.coordination import Batching
 from fedmt_flower.domain.device import Backend
-from fedmt_flower.domain.network import Volume
-from fedmt_flower.domain.plan import Sharing, TaskPlan
-from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
+from fedmt_flower.domain.plan import Sharing
+from fedmt_flower.domain.profile import DeviceFeatures
 from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport
 from fedmt_flower.domain.task import Task, TaskKind
 from fedmt_flower.errors import EngineError, TaskError
-from fedmt_flower.planning.features import quarter_share
 from fedmt_flower.planning.framing import DeviceFacts, TaskFacts, offered_batches
 
 log = logging.getLogger(__name__)
@@ -167,10 +174,7 @@ class Scout:
             self._device = self._device or found.device
             if quarter:
                 rate = await self._carry(order.run, task, quarter[0], time_alone(job, own, gpu=self._on_gpu))
-                part = 100.0 * quarter[0].level / whole.level
-                share = quarter_share(rate / found.speeds[own], part)
-                # Beyond these it is noise: nobody is slower than in proportion, or faster with less.
-                found = replace(found, share=min(1.0, max(0.25, share)))
+                found = with_quarter(found, own, rate, 100.0 * quarter[0].level / whole.level)
             log.info("task %s alone: %s", task.name, _in_words(found))
             _keep(self._examined, key, found)
         return self._examined[key]
@@ -272,39 +276,6 @@ async def _rest(worker: WorkerHandle) -> None:
         worker.busy = False
 
 
-def facts_of(task: Task, size: int, appraised: Appraised, seen: Examined, solo: float) -> TaskFacts:
-    """What is known of a task that was looked at.
-
-    Parameters
-    ----------
-    size
-        Bytes of its weights.
-    appraised, seen
-        What it has to do, and what it is alone.
-    solo
-        Its solo rate at its own batch size, in samples/s.
-    """
-    return TaskFacts(
-        features=TaskFeatures(
-            task=task.name,
-            model=task.model.rpartition(":")[2],
-            flops=seen.flops,
-            traffic=seen.traffic,
-            solo_rate=solo,
-            reference_batch=appraised.batch,
-            step=seen.step,
-            quarter_share=seen.share,
-        ),
-        volume=Volume(task=task.name, samples=appraised.samples, download_bytes=size, upload_bytes=size),
-        examples=appraised.examples,
-        adapts=appraised.adapts,
-        stepped=task.kind is TaskKind.STEPPED,
-        counted=seen.flops > 1.0,
-        speeds=seen.speeds,
-        memory=seen.memory if any(seen.memory.values()) else {},
-    )
-
-
 async def carry(worker: WorkerHandle, steps: Steps[T]) -> T:
     """Give `worker` the orders of `steps` and send them its answers, to the end."""
     try:
@@ -319,11 +290,6 @@ async def carry(worker: WorkerHandle, steps: Steps[T]) -> T:
     except StopIteration as end:
         found: T = end.value
         return found
-
-
-def job_to_measure(order: RoundOrder, assignment: Assignment) -> Job:
-    """What `assignment` asks for at its own batch size."""
-    return job_of(order, assignment, TaskPlan(task=assignment.task.name, budget=100.0))
 
 
 def _name(order: RoundOrder, task: Task) -> str:

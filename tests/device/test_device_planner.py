@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedmt_flower.bench.mixes import synthetic_task
 from fedmt_flower.device import memory
+from fedmt_flower.device.appraisal import Examined, with_quarter
 from fedmt_flower.device.backends.cpu import CpuBackend
 from fedmt_flower.device.backends.mps import MpsBackend
 from fedmt_flower.device.inline import InlineEngine
@@ -330,3 +331,21 @@ def test_on_a_gpu_a_task_is_known_with_its_memory_and_the_device_with_its_own_st
         assert facts.speeds[32] > 0
         assert 0.25 <= facts.features.quarter_share <= 1.0
         assert facts.counted
+
+
+@pytest.mark.parametrize(
+    ("rate", "budget", "share", "speed"),
+    [
+        (50.0, 25.0, 0.5, 100.0),
+        (50.0, 50.0, 0.25, 100.0),
+        (10.0, 25.0, 0.25, 100.0),
+        # Faster with less than with the whole device: the whole is then held to be as fast.
+        (130.0, 50.0, 1.0, 130.0),
+    ],
+)
+def test_two_rates_alone_make_a_curve_that_never_falls(
+    rate: float, budget: float, share: float, speed: float
+) -> None:
+    seen = with_quarter(Examined(flops=1.0, traffic=1.0, speeds={16: 100.0, 32: 200.0}), 16, rate, budget)
+    assert seen.share == pytest.approx(share)
+    assert seen.speeds == pytest.approx({16: speed, 32: 2 * speed})
