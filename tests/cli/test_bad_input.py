@@ -25,6 +25,12 @@ ONE_LINE = {
     ("tasks.forms.parameters.epoch=2",): "did you mean tasks.forms.parameters.epochs",
     ("allocation=temporl",): "did you mean temporal?",
     ("allocation.policy=fair",): "expected one of fedmt, isolated, sharing, static, temporal, timeslice",
+    ("allocation=fedmt", "allocation.objective=speed"): "expected one of fairness, makespan, raw",
+    ("allocation=fedmt", "allocation.virtual_resource=50"): "allocation.virtual_resource: got 50 %",
+    (
+        "allocation=sharing",
+        "+allocation.model=here",
+    ): "allocation.model: got here with sharing, expected none",
     ("allocation=static", "allocation.budgets=[0]"): "got 0 %",
     ("allocation=static", "allocation.budgets=[101]"): "got 101 %",
     ("allocation=static", "allocation.budgets=[nan]"): "got nan %",
