@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from fedmt_flower.device.graphs import CudaRecorder, NotRecorded, StepGraphs, _make_capturable
 from fedmt_flower.device.seeding import choose_kernels
+from fedmt_flower.device.state import Packing, empty_buffer, unpacked
 from fedmt_flower.device.trainer import Loop
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.step import StepRules
@@ -98,24 +100,32 @@ def test_a_replayed_round_is_the_round_itself_and_so_is_the_next() -> None:
     assert recorder.replayed == 6 + 7 + 6
 
 
+def handed_over(
+    make: Callable[[], nn.Module], graphs: StepGraphs, data: Any = DATA, optimizer: Any = SGD, **config: Any
+) -> tuple[nn.Module, Loop]:
+    """A model and a loop that go on with a round after its third step, as in a process that has rehearsed."""
+    config = {"seed": 3, "batch_size": 16, "epochs": 2, "proximal-mu": 0.1} | config
+    source, target = make(), make()
+    train(target, graphs, data, optimizer, **config)
+    before, after = Loop(classification, optimizer), Loop(classification, optimizer, graphs)
+    before.setup(source, data, config, data[0].device)
+    for _ in range(3):
+        before.step()
+    packing = Packing({"model": source.state_dict(), "trainer": before.state_dict()})
+    buffer = empty_buffer(packing.size, data[0].device)
+    packing.into(buffer)
+    state = unpacked(packing.layout, buffer)
+    after.setup(target, data, config, data[0].device)
+    target.load_state_dict(state["model"])
+    after.load_state_dict(state["trainer"])
+    return target, after
+
+
 def test_a_round_handed_over_goes_on_in_the_graph_of_another_process() -> None:
     stayed = net()
     whole = train(stayed, None)
-    source, target = net(), net()
     recorder = HostRecorder()
-    graphs = StepGraphs(recorder)
-    train(target, graphs)  # a rehearsal
-    before = Loop(classification, SGD)
-    config = {"seed": 3, "batch_size": 16, "epochs": 2, "proximal-mu": 0.1}
-    before.setup(source, DATA, config, CPU)
-    for _ in range(3):
-        before.step()
-    after = Loop(classification, SGD, graphs)
-    after.setup(target, DATA, config, CPU)
-    with torch.no_grad():
-        for mine, theirs in zip(target.state_dict().values(), source.state_dict().values(), strict=True):
-            mine.copy_(theirs)
-    after.load_state_dict(before.state_dict())
+    target, after = handed_over(net, StepGraphs(recorder))
     rehearsed = recorder.replayed
     after.step()
     assert (recorder.recorded, recorder.replayed) == (1, rehearsed + 1)
@@ -315,20 +325,19 @@ def rate(weights: list[Tensor]) -> Tensor:
     return torch.tensor(0.01, device=weights[0].device)
 
 
+def dropping(config: dict[str, Any]) -> nn.Module:
+    """A net with dropout on the GPU, laid out as `config` says."""
+    made = nn.Sequential(net(), nn.Dropout(0.3), nn.Linear(4, 4)).to("cuda:0")
+    return made.to(memory_format=torch.channels_last) if "memory_format" in config else made
+
+
 @pytest.mark.gpu
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("optimizer", [SGD, fused, adamw])
 @pytest.mark.parametrize("config", [{}, {"precision": "bfloat16", "memory_format": "channels_last"}])
 def test_a_graph_trains_to_the_bits_of_plain_steps(optimizer: Any, config: dict[str, Any]) -> None:
     """Over rounds with a small last batch; later ones replay what the first recorded."""
-    data = tuple(part.to("cuda:0") for part in DATA)
-
-    def model() -> nn.Module:
-        made = nn.Sequential(net(), nn.Dropout(0.3), nn.Linear(4, 4)).to("cuda:0")
-        if config:
-            made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return made
-
+    data, model = tuple(part.to("cuda:0") for part in DATA), partial(dropping, config)
     plain, fast = model(), model()
     graphs = StepGraphs()
     for round_ in range(3):
@@ -341,6 +350,57 @@ def test_a_graph_trains_to_the_bits_of_plain_steps(optimizer: Any, config: dict[
         if round_ == 0:
             first = kept
         assert kept is first
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("optimizer", [SGD, fused, adamw])
+@pytest.mark.parametrize("config", [{}, {"precision": "bfloat16", "memory_format": "channels_last"}])
+@pytest.mark.parametrize("step", ["eager", "graph"])
+def test_a_round_handed_over_on_a_gpu_ends_in_the_bits_of_one_that_stayed(
+    optimizer: Any, config: dict[str, Any], step: str
+) -> None:
+    data, make = tuple(part.to("cuda:0") for part in DATA), partial(dropping, config)
+    stayed = make()
+    whole = train(stayed, None, data, optimizer, step=step, **config)
+    target, after = handed_over(make, StepGraphs(), data, optimizer, step=step, **config)
+    while after.step():
+        pass
+    assert bits(target) == bits(stayed)
+    assert after.metrics() == whole.metrics()
+    assert after.step_kind == step
+
+
+@pytest.mark.gpu
+def test_memory_does_not_grow_with_recordings() -> None:
+    """A rate that is a number is part of the graph: each round records anew."""
+    data, model, graphs = tuple(part.to("cuda:0") for part in DATA), on_gpu(net()), StepGraphs()
+    held, kept = [], []
+    for round_ in range(8):
+        train(model, graphs, data, partial(SGD, lr=0.1 / (round_ + 1)), step="graph")
+        held.append(torch.cuda.memory_reserved())
+        kept.append(id(graphs._kept))
+    assert kept[-1] != kept[-2]
+    assert max(held[3:]) <= max(held[:3])
+
+
+@pytest.mark.gpu
+def test_a_recording_that_failed_holds_no_memory() -> None:
+    def work() -> None:
+        held = torch.empty(64 << 20, dtype=torch.uint8, device="cuda:0")
+        torch.cuda.synchronize()
+        held.zero_()
+
+    before, refused = torch.cuda.memory_allocated(), ""
+    gc.disable()
+    try:
+        CudaRecorder().record(work)
+    except NotRecorded as error:
+        refused = str(error)
+    finally:
+        gc.enable()
+    assert "recording it raised" in refused
+    assert torch.cuda.memory_allocated() == before
 
 
 @pytest.mark.gpu

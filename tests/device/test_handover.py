@@ -337,12 +337,14 @@ def image_task(name: str, epochs: int, **parameters: Scalar) -> Task:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("step", ["eager", "graph"])
 @pytest.mark.parametrize("way", ["device", "host"])
 def test_a_state_goes_to_another_seat_of_the_gpu(
     gpu: tuple[asyncio.Runner, Pool, DeviceBackend],
     step: str,
     way: str,
+    layout: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -354,7 +356,8 @@ def test_a_state_goes_to_another_seat_of_the_gpu(
             return False
 
         monkeypatch.setattr(Movers, "_made_ready", without_place)
-    tasks = (image_task("short", 1, step=step), image_task("long", 24, step=step))
+    rules: dict[str, Scalar] = {"step": step, "memory_format": layout}
+    tasks = (image_task("short", 1, **rules), image_task("long", 24, **rules))
     _, warm = (played(*gpu, *tasks) for _ in range(2))
     assert "through the host's memory" not in caplog.text
     long = warm.report.task("long")
