@@ -30,13 +30,13 @@ def run_tables(summary: Summary) -> RenderableType:
     table.add_column("metric")
     level = _LEVELS.get(summary.backend, "level")
     forecast = any(task.predicted for task in summary.tasks.values())
-    speeds = ("samples/s", "predicted") if forecast else ("samples/s",)
-    for heading in ("before", "after", "samples", *speeds, "budget", level):
+    speed = "samples/s\n(predicted)" if forecast else "samples/s"
+    for heading in ("before", "after", "samples", speed, "budget", level):
         table.add_column(heading, justify="right")
     if any(task.failures for task in summary.tasks.values()):
         table.add_column("failures", justify="right", style="red")
     for name, task in summary.tasks.items():
-        table.add_row(name, *_cells(task, forecast))
+        table.add_row(name, *_cells(task))
     return Group(_title(summary), "", table, "")
 
 
@@ -124,14 +124,12 @@ def _seconds(rounds: Sequence[float | None]) -> str:
     return f"{_mean(known):.1f}" if known else ""
 
 
-def _cells(task: TaskSummary, forecast: bool) -> Iterable[str | Text]:
+def _cells(task: TaskSummary) -> Iterable[str | Text]:
     yield task.metric
     yield number(task.before)
     yield Text(number(task.after), style="bold")
     yield f"{task.samples:,}"
-    yield number(task.rate)
-    if forecast:
-        yield number(task.predicted)
+    yield number(task.rate) if task.predicted is None else f"{number(task.rate)} ({number(task.predicted)})"
     yield f"{task.budget:.0f} %" if task.budget else "–"
     yield str(task.level or "–")
     yield str(len(task.failures) or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def test_a_run_is_shown_with_its_tasks(tmp_path: Path, capsys: pytest.CaptureFix
     assert row == ["wine", "accuracy", "0.25", "0.875", "12,345", "6,172", "60", "%", "2", "1"]
     assert "1 round, 2 sites, static on cpu" in shown
     assert "the cellar is flooded" in shown
+
+
+def test_a_predicted_rate_stands_beside_the_observed_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = leave_run(tmp_path / "run", after=0.875)
+    summary = folder.summary()
+    wine = replace(summary.tasks["wine"], predicted=6500.0)
+    folder.save_summary(replace(summary, tasks={"wine": wine}))
+    assert main(["show", str(folder.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "(predicted)" in shown
+    assert "6,172 (6,500)" in shown
 
 
 def test_the_timeline_is_drawn_if_a_server_left_none(tmp_path: Path) -> None:
