@@ -11,6 +11,9 @@ from fedmt_flower.errors import ConfigError
 
 _MOST: Final = 4.0
 """No task's lag counts for more than this, nor for less than its inverse."""
+_KEPT: Final = 0.8
+"""A lag fades to this power of itself: a difference that batch sizes cannot mend must not grow round by round
+until they are at their limits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +22,7 @@ class Loads:
 
     A load is a smoothed volume times a lag. Volumes are smoothed by their logarithms: a spike weighs as
     much as a drop of the same factor. A task's lag grows while it finishes later than the others would
-    at the volumes they had, and falls while it finishes earlier.
+    at the volumes they had, falls while it finishes earlier, and fades to 1 of itself.
 
     Parameters
     ----------
@@ -62,7 +65,8 @@ class Loads:
         mean = sum(late.values()) / len(late)
         lags = {
             task: min(
-                _MOST, max(1 / _MOST, self.lags.get(task, 1.0) * math.exp(self.gain * (late[task] - mean)))
+                _MOST,
+                max(1 / _MOST, self.lags.get(task, 1.0) ** _KEPT * math.exp(self.gain * (late[task] - mean))),
             )
             for task in tasks
         }
