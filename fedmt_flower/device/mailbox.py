@@ -23,7 +23,8 @@ def new_place(size: int, device: torch.device) -> tuple[Tensor, Place]:
     buffer = empty_buffer(max(size, len(_MARK)), device)
     buffer[: len(_MARK)] = torch.frombuffer(bytearray(_MARK), dtype=torch.uint8).to(device)
     torch.cuda.synchronize(device)
-    _, *shared = buffer.untyped_storage()._share_cuda_()  # type: ignore[no-untyped-call]
+    # What was done before has ended, and what is done later a checksum follows: no event is to be waited for.
+    _, *shared, _, _ = buffer.untyped_storage()._share_cuda_()  # type: ignore[no-untyped-call]
     place = Place(*shared)
     # torch would keep the memory until a reader has closed it: for ever, if that was killed or never came.
     torch.UntypedStorage._release_ipc_counter_cuda(place.counter, place.counter_offset)
@@ -46,8 +47,8 @@ def opened(place: Place, device: torch.device) -> Tensor:
         place.offset,
         place.counter,
         place.counter_offset,
-        place.event,
-        place.event_needed,
+        b"",
+        False,
     )
     buffer = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
     found = bytes(buffer[: len(_MARK)].cpu().tolist())

@@ -13,5 +13,3 @@ class Place(msgspec.Struct, frozen=True):
     offset: int
     counter: bytes
     counter_offset: int
-    event: bytes
-    event_needed: bool

@@ -107,7 +107,11 @@ class Relay:
 
     def forget(self) -> None:
         """Let go of what is kept for a hand-over that will not be."""
-        self._own = self._others = self._standing = None
+        self._others = self._standing = None
+        if self._own is not None:
+            self._own = None
+            # Deletes torch's file in /dev/shm, which a worker that is killed later would leave.
+            torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
 
     def _next(self) -> Received[Orders]:
         received = self._channel.receive()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -57,3 +59,5 @@ def test_a_place_ends_with_its_owners_hold_of_it(reads: bool) -> None:
             read(place)
         del buffer
         assert torch.cuda.memory_allocated() == before
+    torch.cuda.ipc_collect()
+    assert list(Path("/dev/shm").glob(f"torch_{os.getpid()}_*")) == []
