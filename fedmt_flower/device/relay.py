@@ -91,17 +91,7 @@ class Relay:
         standing, self._standing = self._standing, None
         if standing is None:
             raise TaskError(f"task {self._runtime.task.name!r}: asked to go on with a job it never stood for")
-        buffer = self._others if file is None else _mapped(file)
-        if buffer is None or (found := checksum(buffer[: order.size])) != order.checksum:
-            got = "nothing" if buffer is None else f"checksum {found}"
-            raise TaskError(
-                f"task {self._runtime.task.name!r}: its state was handed over with checksum "
-                f"{order.checksum}, but {got} arrived"
-            )
-        # The place is another worker's, and the optimizer keeps what it is given.
-        own = buffer[: order.size].clone() if buffer.is_cuda else buffer
-        self._runtime.take_over(standing, unpacked(_LAYOUT.decode(order.layout), own))
-        self._others = None
+        self._take(standing, order, file)
         self._channel.send(Taken())
         return self._runtime.go_on(standing, on_progress, self.between)
 
@@ -118,6 +108,19 @@ class Relay:
         if received is None:
             raise EngineError("the engine has gone")
         return received
+
+    def _take(self, standing: Execution, order: Continue, file: int | None) -> None:
+        """Put a state in place; what it came in, which may be another worker's memory, is let go of."""
+        buffer, self._others = self._others if file is None else _mapped(file), None
+        if buffer is None or (found := checksum(buffer[: order.size])) != order.checksum:
+            got = "nothing" if buffer is None else f"checksum {found}"
+            raise TaskError(
+                f"task {self._runtime.task.name!r}: its state was handed over with checksum "
+                f"{order.checksum}, but {got} arrived"
+            )
+        # The place is another worker's, and the optimizer keeps what it is given.
+        own = buffer[: order.size].clone() if buffer.is_cuda else buffer
+        self._runtime.take_over(standing, unpacked(_LAYOUT.decode(order.layout), own))
 
     def _offer(self, execution: Execution) -> Offered:
         try:

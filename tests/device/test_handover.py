@@ -209,6 +209,20 @@ def test_a_target_that_is_killed_or_gets_another_state_leaves_the_task_where_it_
         assert len(spans) == 2
 
 
+def test_a_state_is_let_go_of_once_it_is_in_place(
+    play: Callable[..., Played], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, mapped = WorkerHandle.take_over, []
+
+    async def take_over(target: WorkerHandle, baton: Baton) -> None:
+        await genuine(target, baton)
+        mapped.append("fedmt:state" in Path(f"/proc/{target.pid}/maps").read_text())
+
+    monkeypatch.setattr(WorkerHandle, "take_over", take_over)
+    play(task("short"), task("long", 40))
+    assert mapped == [False]
+
+
 def test_a_source_that_is_killed_in_mid_hand_over_is_not_missed(
     play: Callable[..., Played], meddle: Callable[..., None]
 ) -> None:
