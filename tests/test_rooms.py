@@ -20,6 +20,12 @@ ORDER = ("errors", "domain", "planning", "device", "federation", "cli", "plots")
 
 RANK = {room: rank for rank, room in enumerate(ORDER)} | dict.fromkeys(["plots", "bench"], ORDER.index("cli"))
 
+FLOORS = (
+    *("contract", "ipc", "training", "worker", "backends", "processes", "profile", "planner", "inline"),
+    "engine",
+)
+"""The packages and modules of `device`, likewise."""
+
 HOMES = {
     "flwr": ("federation/",),
     "ray": ("federation/",),
@@ -29,7 +35,7 @@ HOMES = {
     "hydra": ("federation/compose.py",),
     "omegaconf": ("federation/compose.py",),
     "pynvml": ("device/",),
-    "prometheus_client": ("device/monitor.py",),
+    "prometheus_client": ("device/engine/monitor.py",),
     "matplotlib": ("plots/",),
     "rich": ("cli/",),
 }
@@ -59,6 +65,16 @@ def test_there_are_modules_in_every_room() -> None:
 def test_a_room_imports_only_rooms_above_it(module: str) -> None:
     names = {name.split(".")[1] for name in imports(module) if name.startswith("fedmt_flower.")}
     below = {name for name in names & set(RANK) if RANK[name] > RANK[room(module)]}
+    assert not below, f"{module} imports {below}"
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.startswith("device/") and m != "device/__init__.py"]
+)
+def test_a_floor_of_the_device_imports_only_floors_above_it(module: str) -> None:
+    own = FLOORS.index(module.split("/")[1].removesuffix(".py"))
+    names = [name.split(".") for name in imports(module) if name.startswith("fedmt_flower.device.")]
+    below = {name[2] for name in names if name[2] in FLOORS and FLOORS.index(name[2]) > own}
     assert not below, f"{module} imports {below}"
 
 

@@ -19,7 +19,7 @@ from fedmt_flower.bench.driver import Bench, usage_values
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, solo, synthetic_task
 from fedmt_flower.bench.planned import problem_of
 from fedmt_flower.bench.result import Bar, Json, Result
-from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.planning.search import solve
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmt_flower.device.connection import running
+from fedmt_flower.device.engine.connection import running
 from fedmt_flower.errors import EngineError
 
 

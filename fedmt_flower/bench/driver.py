@@ -21,10 +21,10 @@ from fedmt_flower.bench.result import Bar, Json, Machine, Result, installed, sav
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.backends.cpu import CpuBackend
 from fedmt_flower.device.backends.mps import MpsBackend
-from fedmt_flower.device.client import EngineClient
-from fedmt_flower.device.connection import connect
-from fedmt_flower.device.profiling import Profiler, Window
-from fedmt_flower.device.telemetry import Usage, source_for
+from fedmt_flower.device.engine.client import EngineClient
+from fedmt_flower.device.engine.connection import connect
+from fedmt_flower.device.profile.profiler import Profiler, Window
+from fedmt_flower.device.profile.telemetry import Usage, source_for
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.errors import ConfigError, expected_one_of
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.models import profiled
-from fedmt_flower.device.client import EngineClient
 from fedmt_flower.device.contract import Weights
-from fedmt_flower.device.initial import initial_weights
+from fedmt_flower.device.engine.client import EngineClient
+from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.domain.allocation import Allocation, Objective, Policy
 from fedmt_flower.domain.coordination import Coordination
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, RoundReport, Status

@@ -9,9 +9,9 @@ from dataclasses import replace
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result
-from fedmt_flower.device.client import EngineClient
 from fedmt_flower.device.contract import Weights
-from fedmt_flower.device.initial import initial_weights
+from fedmt_flower.device.engine.client import EngineClient
+from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, Status
 from fedmt_flower.domain.task import Task

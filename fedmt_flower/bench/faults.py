@@ -17,11 +17,11 @@ from fedmt_flower.bench.driver import Bench, memory_in_use
 from fedmt_flower.bench.leftovers import left_bars, left_behind
 from fedmt_flower.bench.mixes import BATCH, synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result
-from fedmt_flower.device import facts
-from fedmt_flower.device.client import EngineClient
-from fedmt_flower.device.connection import running
+from fedmt_flower.device.backends import facts
 from fedmt_flower.device.contract import Progress, RoundResult
-from fedmt_flower.device.initial import initial_weights
+from fedmt_flower.device.engine.client import EngineClient
+from fedmt_flower.device.engine.connection import running
+from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, Status

@@ -14,7 +14,7 @@ from fedmt_flower.bench.deployment import deployed
 from fedmt_flower.bench.driver import Bench, memory_in_use
 from fedmt_flower.bench.leftovers import left_bars, left_behind
 from fedmt_flower.bench.result import Bar, Json, Result
-from fedmt_flower.device.connection import running
+from fedmt_flower.device.engine.connection import running
 from fedmt_flower.domain.plan import Sharing
 
 CLAIM = "a deployed federation keeps its workers warm on the device, under its budgets, and leaves nothing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.plan import Sharing

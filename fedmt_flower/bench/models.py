@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fedmt_flower.bench import specimen
 from fedmt_flower.bench.driver import Options
-from fedmt_flower.device.models import Chosen, Models
-from fedmt_flower.device.samples import read_samples
+from fedmt_flower.device.planner.models import Chosen, Models
+from fedmt_flower.device.profile.samples import read_samples
 from fedmt_flower.domain.profile import CoRunSample, DeviceFeatures, TaskFeatures
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.xgboost_model import fit_xgboost

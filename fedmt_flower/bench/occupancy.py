@@ -10,7 +10,7 @@ from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.spread import spread
-from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.plots.curves import Curve, curves_png
 
 CLAIM = "sharing keeps more of the GPU's warps at work than running in turn"

@@ -17,7 +17,7 @@ from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, compute_spa
 from fedmt_flower.bench.mixes import BATCH, synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
-from fedmt_flower.device.client import EngineClient
+from fedmt_flower.device.engine.client import EngineClient
 from fedmt_flower.domain.allocation import Allocation
 from fedmt_flower.domain.coordination import Coordination, NetworkRules, OverlapRules
 from fedmt_flower.domain.network import Link, Overlap

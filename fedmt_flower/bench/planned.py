@@ -11,9 +11,9 @@ from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import solo
 from fedmt_flower.bench.models import choose, profiled
 from fedmt_flower.bench.result import Json
-from fedmt_flower.device.models import Chosen
-from fedmt_flower.device.profiling import Probe, Profiler
-from fedmt_flower.device.survey import PERCENTAGES, QUARTER, device_steps
+from fedmt_flower.device.planner.models import Chosen
+from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.survey import PERCENTAGES, QUARTER, device_steps
 from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
 from fedmt_flower.domain.task import Task

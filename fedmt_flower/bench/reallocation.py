@@ -14,7 +14,7 @@ from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, makespan
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
-from fedmt_flower.device.client import EngineClient
+from fedmt_flower.device.engine.client import EngineClient
 from fedmt_flower.domain.allocation import Allocation
 
 CLAIM = "rounds get shorter when those that go on are given what a finished task leaves"

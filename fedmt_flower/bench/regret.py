@@ -17,8 +17,8 @@ from fedmt_flower.bench.models import choose
 from fedmt_flower.bench.planned import features
 from fedmt_flower.bench.regret_table import Trial, judge, markdown, trials
 from fedmt_flower.bench.result import Json, Result
-from fedmt_flower.device.profiling import Probe, Profiler
-from fedmt_flower.device.survey import device_steps
+from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.survey import device_steps
 from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import CoRunSample
 from fedmt_flower.domain.task import Task

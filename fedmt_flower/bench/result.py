@@ -15,7 +15,7 @@ import msgspec
 import psutil
 
 from fedmt_flower.bench.spread import Spread
-from fedmt_flower.device import facts
+from fedmt_flower.device.backends import facts
 from fedmt_flower.errors import ConfigError
 
 Json = Any

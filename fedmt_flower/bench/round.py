@@ -12,7 +12,7 @@ from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_t
 from fedmt_flower.bench.planned import features, problem_of
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.round_table import BEST, FEDMT, TEMPORAL, YIELDING, judge, markdown
-from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.planning.search import solve
 
 CLAIM = "budgets chosen by a model make whole rounds as short as the best equal budgets, or shorter"

@@ -11,7 +11,7 @@ from fedmt_flower.bench.driver import Bench, usage_values
 from fedmt_flower.bench.mixes import BATCH, solo, synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
-from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.plots.curves import Curve, curves_png
 
 CLAIM = "moderate sharing beats both isolated and full sharing of the GPU"

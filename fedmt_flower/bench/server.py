@@ -18,7 +18,7 @@ from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import spread
-from fedmt_flower.device.initial import initial_weights
+from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.errors import EngineError
 
 CLAIM = (

@@ -12,7 +12,7 @@ from fedmt_flower.bench.mixes import BATCH, SCHEMES, fast_step, probes, seated, 
 from fedmt_flower.bench.planned import features, problem_of
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.step_table import CHOSEN, FAST, PLAIN, judge, markdown
-from fedmt_flower.device.profiling import Probe, Profiler
+from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.planning.search import solve

@@ -18,9 +18,9 @@ from fedmt_flower.bench.engine_rounds import chosen_budgets, makespan
 from fedmt_flower.bench.mixes import SCHEMES, fast_step
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import spread
-from fedmt_flower.device.client import EngineClient
 from fedmt_flower.device.contract import RoundResult, Weights
-from fedmt_flower.device.initial import initial_weights
+from fedmt_flower.device.engine.client import EngineClient
+from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.domain.allocation import Allocation
 from fedmt_flower.domain.coordination import Batching, BatchRules, Coordination, LearningRate
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, Status

@@ -11,7 +11,7 @@ import msgspec
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, probes, synthetic_task
 from fedmt_flower.bench.result import Json, Result
-from fedmt_flower.device.steps import Kernel
+from fedmt_flower.device.ipc.steps import Kernel
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.errors import EngineError
 from fedmt_flower.plots.kernels import kernels_png

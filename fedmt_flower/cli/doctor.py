@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedmt_flower.device.facts import doctor as gpu_facts
+from fedmt_flower.device.backends.facts import doctor as gpu_facts
 
 
 class Verdict(StrEnum):

@@ -7,9 +7,9 @@ import sys
 
 import msgspec
 
-from fedmt_flower.device.connection import running
-from fedmt_flower.device.frames import EngineStatus
-from fedmt_flower.device.home import Home, homes
+from fedmt_flower.device.engine.connection import running
+from fedmt_flower.device.engine.home import Home, homes
+from fedmt_flower.device.ipc.frames import EngineStatus
 from fedmt_flower.errors import EngineError, expected_one_of
 
 _LINES = 40
@@ -92,7 +92,7 @@ def _metrics(chosen: list[Home], as_json: bool) -> None:
     if as_json:
         _print_json(texts)
         return
-    from fedmt_flower.device.monitor import merge
+    from fedmt_flower.device.engine.monitor import merge
 
     sys.stdout.write(merge(texts.values()))
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmt_flower.cli.tables import plural
-from fedmt_flower.device.samples import read_samples
+from fedmt_flower.device.profile.samples import read_samples
 from fedmt_flower.domain.profile import CoRunSample
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning import evaluation

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColu
 from rich.text import Text
 
 from fedmt_flower.cli.tables import number, plural
-from fedmt_flower.device.frames import EngineStatus, WorkerStatus
+from fedmt_flower.device.ipc.frames import EngineStatus, WorkerStatus
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.federation.record import headline
 from fedmt_flower.federation.settings import Settings

@@ -15,9 +15,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from fedmt_flower.cli.plan_tables import Shown, as_json, show
 from fedmt_flower.device.backends import chosen
-from fedmt_flower.device.course import Course
-from fedmt_flower.device.models import Models
-from fedmt_flower.device.scout import Known
+from fedmt_flower.device.planner.course import Course
+from fedmt_flower.device.planner.models import Models
+from fedmt_flower.device.planner.scout import Known
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder
@@ -109,7 +109,7 @@ def _order(settings: Settings) -> RoundOrder:
 
 
 def _look(settings: Settings, order: RoundOrder, profile: Path | None, tell: Callable[[str], None]) -> Known:
-    from fedmt_flower.device.outlook import measured, profiled
+    from fedmt_flower.device.planner.outlook import measured, profiled
     from fedmt_flower.federation.running import initial_models
 
     tell("building the models")

@@ -21,9 +21,9 @@ from fedmt_flower.bench.mixes import BATCH, ZOO, synthetic_task
 from fedmt_flower.bench.result import installed, this_machine
 from fedmt_flower.cli.tables import plural
 from fedmt_flower.device.backends import chosen, make_backend
-from fedmt_flower.device.profiling import Profiler, Window
-from fedmt_flower.device.samples import Missing, Rates, SamplesFile
-from fedmt_flower.device.survey import Step, Subject, Survey, profile_of
+from fedmt_flower.device.profile.profiler import Profiler, Window
+from fedmt_flower.device.profile.samples import Missing, Rates, SamplesFile
+from fedmt_flower.device.profile.survey import Step, Subject, Survey, profile_of
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.task import Task, TaskKind
 from fedmt_flower.errors import ConfigError

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 import torch
 
 from fedmt_flower.device.contract import Progress, RoundResult, Weights
-from fedmt_flower.device.inline_planner import InlinePlanner
-from fedmt_flower.device.job import job_of, report_of, spans_of
-from fedmt_flower.device.runtime import TaskRuntime
-from fedmt_flower.device.seeding import preserved_generators
+from fedmt_flower.device.ipc.job import job_of, report_of, spans_of
+from fedmt_flower.device.planner.inline import InlinePlanner
+from fedmt_flower.device.training.runtime import TaskRuntime
+from fedmt_flower.device.training.seeding import preserved_generators
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.round import RoundOrder, RoundReport, Status, TaskReport
 from fedmt_flower.domain.task import Task

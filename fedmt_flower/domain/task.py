@@ -62,7 +62,8 @@ class Task:
     evaluate
         Import path of the user's ``evaluate(model, data, …)``. Empty: the objective's own metrics.
     trainer
-        Import path of a stepped trainer (see `fedmt_flower.device.trainer`). Empty: the package's loop.
+        Import path of a stepped trainer (see `fedmt_flower.device.training.trainer`). Empty: the
+        package's loop.
     objective
         Import path of the loss and metrics that the package's loop uses.
     optimizer

@@ -26,7 +26,7 @@ _LOOK_EVERY_S = 0.2
 def initial_models(settings: Settings) -> dict[str, Weights]:
     """The weights that every task begins with; TaskError if a model cannot be built."""
     # Imports torch, which the clients of a simulation would pay for too.
-    from fedmt_flower.device.initial import initial_weights
+    from fedmt_flower.device.training.initial import initial_weights
 
     return {task.name: initial_weights(task, settings.federation.seed) for task in settings.tasks}
 

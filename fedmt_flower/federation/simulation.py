@@ -18,10 +18,10 @@ import psutil
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from fedmt_flower.device.client import EngineClient
-from fedmt_flower.device.connection import connect
 from fedmt_flower.device.contract import Engine, Weights
-from fedmt_flower.device.frames import EngineStatus
+from fedmt_flower.device.engine.client import EngineClient
+from fedmt_flower.device.engine.connection import connect
+from fedmt_flower.device.ipc.frames import EngineStatus
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.errors import EngineError, FederationError
 from fedmt_flower.federation.running import client_of, federate

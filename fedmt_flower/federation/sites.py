@@ -11,9 +11,9 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from fedmt_flower.device.client import EngineGone
-from fedmt_flower.device.connection import connect
 from fedmt_flower.device.contract import RoundResult, Weights
+from fedmt_flower.device.engine.client import EngineGone
+from fedmt_flower.device.engine.connection import connect
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.coordination import Coordination
 from fedmt_flower.domain.device import DeviceSettings

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from fedmt_flower.device.steps import Kernel
+from fedmt_flower.device.ipc.steps import Kernel
 from fedmt_flower.plots.curves import PALETTE
 
 

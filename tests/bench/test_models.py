@@ -10,7 +10,7 @@ import pytest
 from fedmt_flower.bench.driver import Options, measure
 from fedmt_flower.bench.models import choose, profiled, subjects
 from fedmt_flower.bench.specimen import BATCHES, DEVICE, ZOO, draw_samples
-from fedmt_flower.device.samples import Device, Line, Profile, Rates, Sampled, Task
+from fedmt_flower.device.profile.samples import Device, Line, Profile, Rates, Sampled, Task
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.xgboost_model import XGBoostModel, fit_xgboost

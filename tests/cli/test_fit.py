@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedmt_flower.cli import main
-from fedmt_flower.device.samples import Device, Profile, Rates, Sampled, SamplesFile, Task
+from fedmt_flower.device.profile.samples import Device, Profile, Rates, Sampled, SamplesFile, Task
 from fedmt_flower.domain.profile import DeviceFeatures
 from fedmt_flower.planning.sampling import Candidate, Setting, blocks
 from fedmt_flower.planning.xgboost_model import XGBoostModel

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedmt_flower.cli import main
-from fedmt_flower.device.connection import connect, running
+from fedmt_flower.device.engine.connection import connect, running
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder
 from fedmt_flower.federation.compose import compose
 from fedmt_flower.federation.running import initial_models

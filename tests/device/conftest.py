@@ -12,7 +12,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from fedmt_flower.device.connection import running
+from fedmt_flower.device.engine.connection import running
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder
 from fedmt_flower.domain.task import Scalar, Task

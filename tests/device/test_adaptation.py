@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fedmt_flower.device.adaptation import adapted
-from fedmt_flower.device.initial import initial_weights
-from fedmt_flower.device.job import Job, job_of
-from fedmt_flower.device.runtime import TaskRuntime
+from fedmt_flower.device.ipc.job import Job, job_of
+from fedmt_flower.device.training.adaptation import adapted
+from fedmt_flower.device.training.initial import initial_weights
+from fedmt_flower.device.training.runtime import TaskRuntime
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.coordination import BatchRules, Coordination, LearningRate
 from fedmt_flower.domain.plan import TaskPlan

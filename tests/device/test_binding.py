@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedmt_flower.device.binding import bind, lookup, names, resolve, resolve_callable
+from fedmt_flower.device.training.binding import bind, lookup, names, resolve, resolve_callable
 from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import TaskError
 

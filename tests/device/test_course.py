@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from fedmt_flower.bench.specimen import BUDGETS, DEVICE, ZOO, Contention
-from fedmt_flower.device.course import Course
-from fedmt_flower.device.models import Chosen
+from fedmt_flower.device.planner.course import Course
+from fedmt_flower.device.planner.models import Chosen
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.coordination import Batching, BatchRules, Coordination
 from fedmt_flower.domain.network import Overlap, Volume

@@ -15,15 +15,15 @@ import pytest
 from numpy.typing import NDArray
 
 from fedmt_flower.bench.mixes import synthetic_task
-from fedmt_flower.device import memory
-from fedmt_flower.device.appraisal import Examined, with_quarter
 from fedmt_flower.device.backends.cpu import CpuBackend
 from fedmt_flower.device.backends.mps import MpsBackend
+from fedmt_flower.device.engine.rounds import Round
 from fedmt_flower.device.inline import InlineEngine
-from fedmt_flower.device.planner import Planner
-from fedmt_flower.device.pool import Pool
-from fedmt_flower.device.rounds import Round
-from fedmt_flower.device.scout import Known, Scout
+from fedmt_flower.device.ipc import memory
+from fedmt_flower.device.planner.appraisal import Examined, with_quarter
+from fedmt_flower.device.planner.planner import Planner
+from fedmt_flower.device.planner.scout import Known, Scout
+from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.coordination import Batching, BatchRules, Coordination, OverlapRules
 from fedmt_flower.domain.network import Overlap

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedmt_flower.device.connection import connect
 from fedmt_flower.device.contract import Engine, Progress, RoundResult
+from fedmt_flower.device.engine.connection import connect
 from fedmt_flower.domain.allocation import Policy
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.plan import Sharing

@@ -21,12 +21,12 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from fedmt_flower.device.client import EngineClient
-from fedmt_flower.device.connection import connect, running
 from fedmt_flower.device.contract import RoundResult
-from fedmt_flower.device.frames import EngineStatus, Hello, WorkerStatus
-from fedmt_flower.device.home import Home
-from fedmt_flower.device.protocol import encode
+from fedmt_flower.device.engine.client import EngineClient
+from fedmt_flower.device.engine.connection import connect, running
+from fedmt_flower.device.engine.home import Home
+from fedmt_flower.device.ipc.frames import EngineStatus, Hello, WorkerStatus
+from fedmt_flower.device.ipc.protocol import encode
 from fedmt_flower.domain.allocation import Policy
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.round import RoundOrder, Status
@@ -38,7 +38,7 @@ MakeOrder = Callable[..., RoundOrder]
 
 CLIENT = """
 import sys, msgspec, numpy as np
-from fedmt_flower.device.connection import connect
+from fedmt_flower.device.engine.connection import connect
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.round import RoundOrder
 order = msgspec.json.decode(sys.argv[1], type=RoundOrder)

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from fedmt_flower.device.client import EXIT_BUSY, EngineClient, EngineGone
-from fedmt_flower.device.connection import connect, running
-from fedmt_flower.device.home import Home
+from fedmt_flower.device.engine.client import EXIT_BUSY, EngineClient, EngineGone
+from fedmt_flower.device.engine.connection import connect, running
+from fedmt_flower.device.engine.home import Home
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.round import RoundOrder
 from fedmt_flower.domain.task import Task
@@ -46,7 +46,7 @@ def test_clients_that_start_one_at_once_share_it(home: Path) -> None:
 def test_a_second_one_for_a_device_is_refused_and_told_whose_it_is(home: Path) -> None:
     first = dial()
     second = subprocess.run(
-        [sys.executable, "-m", "fedmt_flower.device.engine", "--settings", '{"backend": "cpu"}'],
+        [sys.executable, "-m", "fedmt_flower.device.engine.keeper", "--settings", '{"backend": "cpu"}'],
         capture_output=True,
         text=True,
         check=False,

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from fedmt_flower.device import facts
+from fedmt_flower.device.backends import facts
 
 H100 = facts.Gpu(
     index=0,

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedmt_flower.device.graphs import CudaRecorder, NotRecorded, StepGraphs, _make_capturable
-from fedmt_flower.device.seeding import choose_kernels
-from fedmt_flower.device.state import Packing, empty_buffer, unpacked
-from fedmt_flower.device.trainer import Loop
+from fedmt_flower.device.ipc.state import Packing, empty_buffer, unpacked
+from fedmt_flower.device.training.graphs import CudaRecorder, NotRecorded, StepGraphs, _make_capturable
+from fedmt_flower.device.training.seeding import choose_kernels
+from fedmt_flower.device.training.trainer import Loop
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.step import StepRules
 from fedmt_flower.errors import ConfigError

@@ -19,19 +19,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedmt_flower.device import memory, worker_handle
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.backends.cpu import CpuBackend
-from fedmt_flower.device.execution import Execution, HandedOver
-from fedmt_flower.device.frames import Stand
-from fedmt_flower.device.handover import Movers, Seated
-from fedmt_flower.device.initial import initial_weights
-from fedmt_flower.device.job import Job
-from fedmt_flower.device.pool import Pool
-from fedmt_flower.device.rounds import Round
-from fedmt_flower.device.runtime import TaskRuntime
-from fedmt_flower.device.state import Packing, checksum, empty_buffer
-from fedmt_flower.device.worker_handle import Baton, WorkerHandle
+from fedmt_flower.device.engine.handover import Movers, Seated
+from fedmt_flower.device.engine.rounds import Round
+from fedmt_flower.device.ipc import memory
+from fedmt_flower.device.ipc.frames import Stand
+from fedmt_flower.device.ipc.job import Job
+from fedmt_flower.device.ipc.state import Packing, checksum, empty_buffer
+from fedmt_flower.device.processes import worker_handle
+from fedmt_flower.device.processes.pool import Pool
+from fedmt_flower.device.processes.worker_handle import Baton, WorkerHandle
+from fedmt_flower.device.training.execution import Execution, HandedOver
+from fedmt_flower.device.training.initial import initial_weights
+from fedmt_flower.device.training.runtime import TaskRuntime
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.plan import DevicePlan, RoundPlan, Sharing, TaskPlan
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, RoundReport, Status

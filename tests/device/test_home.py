@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmt_flower.device.home import EngineBusy, Home, base, homes
+from fedmt_flower.device.engine.home import EngineBusy, Home, base, homes
 from fedmt_flower.errors import EngineError
 
 

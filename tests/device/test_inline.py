@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from fedmt_flower.device.contract import Engine
-from fedmt_flower.device.initial import initial_weights
 from fedmt_flower.device.inline import InlineEngine
+from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.round import Assignment, RoundOrder, Status
 from fedmt_flower.domain.task import Task

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from fedmt_flower.device.link import Transfers
+from fedmt_flower.device.engine.link import Transfers
 from fedmt_flower.domain.network import Link, Overlap, Volume
 from fedmt_flower.domain.timeline import Phase, Span
 from fedmt_flower.planning.rates import RateTable, states

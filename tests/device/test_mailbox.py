@@ -11,17 +11,17 @@ import msgspec
 import pytest
 import torch
 
-from fedmt_flower.device.mailbox import new_place
-from fedmt_flower.device.place import Place
-from fedmt_flower.device.state import checksum
+from fedmt_flower.device.ipc.mailbox import new_place
+from fedmt_flower.device.ipc.place import Place
+from fedmt_flower.device.ipc.state import checksum
 
 DEVICE = torch.device("cuda:0")
 SIZE = 64 << 20
 READER = """
 import sys, msgspec, torch
-from fedmt_flower.device.mailbox import opened
-from fedmt_flower.device.place import Place
-from fedmt_flower.device.state import checksum
+from fedmt_flower.device.ipc.mailbox import opened
+from fedmt_flower.device.ipc.place import Place
+from fedmt_flower.device.ipc.state import checksum
 buffer = opened(msgspec.json.decode(sys.stdin.buffer.read(), type=Place), torch.device("cuda:0"))
 print(checksum(buffer), buffer.numel())
 """

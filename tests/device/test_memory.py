@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedmt_flower.device import memory
+from fedmt_flower.device.ipc import memory
 from fedmt_flower.errors import ProtocolError
 
 STATE: dict[str, NDArray[Any]] = {

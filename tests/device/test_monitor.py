@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from fedmt_flower.cli import main
-from fedmt_flower.device.client import EngineClient
-from fedmt_flower.device.connection import connect
-from fedmt_flower.device.frames import EngineStatus
-from fedmt_flower.device.monitor import Monitor, merge
+from fedmt_flower.device.engine.client import EngineClient
+from fedmt_flower.device.engine.connection import connect
+from fedmt_flower.device.engine.monitor import Monitor, merge
+from fedmt_flower.device.ipc.frames import EngineStatus
 from fedmt_flower.domain.allocation import Policy
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.round import RoundOrder

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedmt_flower.device import pool as pool_module
 from fedmt_flower.device.backends.cpu import CpuBackend
-from fedmt_flower.device.pool import Pool
+from fedmt_flower.device.processes import pool as pool_module
+from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import EngineError

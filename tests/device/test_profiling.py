@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedmt_flower.device.backends.cpu import CpuBackend
-from fedmt_flower.device.profiling import Probe, Profiler, Window, to_rest
+from fedmt_flower.device.profile.profiler import Probe, Profiler, Window, to_rest
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.errors import EngineError

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fedmt_flower.device.frames import Advanced, Complete, Failed, FromClient, FromWorker, Hello, Run
-from fedmt_flower.device.protocol import MAX_BODY, AsyncChannel, Channel, FrameDecoder, encode
+from fedmt_flower.device.ipc.frames import Advanced, Complete, Failed, FromClient, FromWorker, Hello, Run
+from fedmt_flower.device.ipc.protocol import MAX_BODY, AsyncChannel, Channel, FrameDecoder, encode
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder
 from fedmt_flower.domain.task import Task

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from numpy.typing import NDArray
 
-from fedmt_flower.device import memory
 from fedmt_flower.device.backends.cpu import CpuBackend
-from fedmt_flower.device.pool import Pool
-from fedmt_flower.device.rounds import Round
+from fedmt_flower.device.engine.rounds import Round
+from fedmt_flower.device.ipc import memory
+from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.domain.allocation import Policy
 from fedmt_flower.domain.coordination import Coordination, NetworkRules, OverlapRules
 from fedmt_flower.domain.network import Link, Overlap

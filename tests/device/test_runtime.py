@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from fedmt_flower.device.contract import Progress, Weights
-from fedmt_flower.device.initial import initial_weights
-from fedmt_flower.device.job import Job
-from fedmt_flower.device.runtime import TaskRuntime
+from fedmt_flower.device.ipc.job import Job
+from fedmt_flower.device.training.initial import initial_weights
+from fedmt_flower.device.training.runtime import TaskRuntime
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.round import Mode
 from fedmt_flower.domain.task import Scalar, Task
@@ -155,7 +155,7 @@ def test_data_is_loaded_once_for_each_site_and_arguments() -> None:
 
 
 def test_progress_counts_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedmt_flower.device.execution._PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr("fedmt_flower.device.training.execution._PROGRESS_EVERY_S", 0.0)
     told: list[Progress] = []
     TaskRuntime(STEPPED, "cpu").run(job(STEPPED), initial_weights(STEPPED, 1), told.append)
     assert [progress.samples for progress in told][-2:] == [2 * 97 - 17, 2 * 97]

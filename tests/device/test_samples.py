@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmt_flower.device.samples import (
+from fedmt_flower.device.profile.samples import (
     Device,
     Missing,
     Profile,

@@ -17,12 +17,12 @@ import pytest
 from numpy.typing import NDArray
 
 from fedmt_flower.device.backends.cpu import CpuBackend
-from fedmt_flower.device.client import EngineClient
-from fedmt_flower.device.connection import attach, connect, running
-from fedmt_flower.device.frames import FromClient, FromEngine, Hello, Refused
-from fedmt_flower.device.home import Home
-from fedmt_flower.device.protocol import AsyncChannel, Channel
-from fedmt_flower.device.server import Server
+from fedmt_flower.device.engine.client import EngineClient
+from fedmt_flower.device.engine.connection import attach, connect, running
+from fedmt_flower.device.engine.home import Home
+from fedmt_flower.device.engine.server import Server
+from fedmt_flower.device.ipc.frames import FromClient, FromEngine, Hello, Refused
+from fedmt_flower.device.ipc.protocol import AsyncChannel, Channel
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.round import RoundOrder, Status
 from fedmt_flower.domain.task import Task

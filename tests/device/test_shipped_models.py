@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedmt_flower.bench.specimen import DEVICE, draw_samples
-from fedmt_flower.device.models import ANALYTIC, THREADS, Models
+from fedmt_flower.device.planner.models import ANALYTIC, THREADS, Models
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.xgboost_model import fit_xgboost
 

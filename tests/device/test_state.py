@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 
-from fedmt_flower.device.state import Held, Layout, Packing, checksum, empty_buffer, unpacked
+from fedmt_flower.device.ipc.state import Held, Layout, Packing, checksum, empty_buffer, unpacked
 
 STATE = {
     "optimizer": {

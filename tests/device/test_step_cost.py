@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedmt_flower.device.features import device_features, step_cost
+from fedmt_flower.device.worker.features import device_features, step_cost
 
 
 def stepper(model: nn.Module, *shape: int) -> tuple[torch.Tensor, torch.optim.Optimizer]:

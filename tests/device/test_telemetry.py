@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from fedmt_flower.device import telemetry
-from fedmt_flower.device.telemetry import Host, Nvml, Reading, Sampler, summarise
+from fedmt_flower.device.profile import telemetry
+from fedmt_flower.device.profile.telemetry import Host, Nvml, Reading, Sampler, summarise
 
 
 def reading(at: float, **values: object) -> Reading:

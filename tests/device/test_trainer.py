@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from fedmt_flower.device.batches import batches, count, draws, gathered, in_memory, is_tensors, rows
-from fedmt_flower.device.trainer import Loop, evaluate_by
+from fedmt_flower.device.training.batches import batches, count, draws, gathered, in_memory, is_tensors, rows
+from fedmt_flower.device.training.trainer import Loop, evaluate_by
 from fedmt_flower.tasks.objectives import classification, regression
 
 CPU = torch.device("cpu")

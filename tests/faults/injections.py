@@ -14,9 +14,9 @@ from functools import partial
 
 from scene import Scene
 
-from fedmt_flower.device.frames import Hello
-from fedmt_flower.device.home import Home
-from fedmt_flower.device.protocol import encode
+from fedmt_flower.device.engine.home import Home
+from fedmt_flower.device.ipc.frames import Hello
+from fedmt_flower.device.ipc.protocol import encode
 
 Blow = Callable[[Scene], None]
 HANG_S = 4.0

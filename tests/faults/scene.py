@@ -17,10 +17,10 @@ import numpy as np
 import psutil
 
 from fedmt_flower.bench.driver import processes_marked
-from fedmt_flower.device.connection import RunningEngine, running
 from fedmt_flower.device.contract import Weights
-from fedmt_flower.device.frames import EngineStatus, WorkerStatus
-from fedmt_flower.device.initial import initial_weights
+from fedmt_flower.device.engine.connection import RunningEngine, running
+from fedmt_flower.device.ipc.frames import EngineStatus, WorkerStatus
+from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, RoundReport
@@ -35,7 +35,7 @@ ONE_THREAD = 100 / len(os.sched_getaffinity(0))
 
 CLIENT = """
 import sys, msgspec, numpy as np
-from fedmt_flower.device.connection import connect
+from fedmt_flower.device.engine.connection import connect
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.round import RoundOrder
 order = msgspec.json.decode(sys.argv[1], type=RoundOrder)

@@ -20,7 +20,7 @@ from scene import SURVIVORS, VICTIM, Played, Scene, same
 
 from fedmt_flower.bench.driver import processes_marked
 from fedmt_flower.bench.result import Bar, Json, Result, Sample, installed, save, this_machine
-from fedmt_flower.device.connection import running
+from fedmt_flower.device.engine.connection import running
 from fedmt_flower.domain.round import Status
 
 RECOVERY_S = 5.0

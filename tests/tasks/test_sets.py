@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 
-from fedmt_flower.device.binding import resolve
 from fedmt_flower.device.contract import Weights
-from fedmt_flower.device.initial import initial_weights
 from fedmt_flower.device.inline import InlineEngine
-from fedmt_flower.device.job import Job
-from fedmt_flower.device.runtime import TaskRuntime
+from fedmt_flower.device.ipc.job import Job
+from fedmt_flower.device.training.binding import resolve
+from fedmt_flower.device.training.initial import initial_weights
+from fedmt_flower.device.training.runtime import TaskRuntime
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder
 from fedmt_flower.domain.task import Task

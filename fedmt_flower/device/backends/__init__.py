@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from fedmt_flower.device.seat import Seat
+from fedmt_flower.device.ipc.seat import Seat
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.errors import EngineError
@@ -67,7 +67,7 @@ def chosen(settings: DeviceSettings) -> Backend:
     """The backend of `settings`; where that is left open, MPS if NVML finds a GPU, else CPUs."""
     if settings.backend is not Backend.AUTO:
         return settings.backend
-    from fedmt_flower.device import facts
+    from fedmt_flower.device.backends import facts
 
     return Backend.MPS if facts.gpu_count() else Backend.CPU
 

@@ -7,7 +7,7 @@ import os
 
 import psutil
 
-from fedmt_flower.device.seat import Seat
+from fedmt_flower.device.ipc.seat import Seat
 from fedmt_flower.domain.plan import Sharing, check_budget
 
 _THREADS_OF = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

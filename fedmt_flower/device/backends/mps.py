@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from fedmt_flower.device import facts
-from fedmt_flower.device.seat import Seat
+from fedmt_flower.device.backends import facts
+from fedmt_flower.device.ipc.seat import Seat
 from fedmt_flower.domain.plan import Sharing, check_budget
 from fedmt_flower.errors import EngineError
 

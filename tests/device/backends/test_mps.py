@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedmt_flower.device import facts
+from fedmt_flower.device.backends import facts
 from fedmt_flower.device.backends.mps import (
     MpsBackend,
     OwnControl,
@@ -23,7 +23,7 @@ from fedmt_flower.device.backends.mps import (
     parse_pids,
     percentage_for,
 )
-from fedmt_flower.device.pool import Pool
+from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import ConfigError, EngineError

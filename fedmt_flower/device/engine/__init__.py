@@ -1,0 +1,1 @@
+"""The resident engine of a device: kept alive, serving clients, running rounds."""

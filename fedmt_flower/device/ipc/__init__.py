@@ -1,0 +1,1 @@
+"""What the processes of a device say to each other, and how arrays pass between them."""
