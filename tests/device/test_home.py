@@ -48,6 +48,7 @@ def test_the_second_to_lock_learns_who_was_first() -> None:
     home = Home("cpu")
     home.make()
     with home.lock():
+        home.sign()
         with (
             pytest.raises(EngineBusy, match=f"device cpu already has an engine, pid {os.getpid()}"),
             home.lock(),
