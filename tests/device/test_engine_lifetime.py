@@ -108,6 +108,23 @@ def test_one_whose_keeper_was_killed_too_is_replaced_by_a_client(
     assert left(home) == []
 
 
+def test_a_zygote_that_is_killed_has_a_spare_and_the_spare_a_successor(
+    home: Path, make_task: Callable[..., Task], make_order: Callable[..., RoundOrder], weights: State
+) -> None:
+    engine = dial()
+    process = psutil.Process(engine.pid)
+    first, spare = sorted(child.pid for child in process.children())
+    os.kill(first, signal.SIGKILL)
+    assert list(engine.run_round(make_order(make_task("a")), {"a": weights}).weights) == ["a"]
+    (worker,) = engine.status().workers
+    deadline = time.monotonic() + 10
+    while len(zygotes := {child.pid for child in process.children()} - {worker.pid, first}) < 2:
+        assert time.monotonic() < deadline, zygotes
+        time.sleep(0.05)
+    assert spare in zygotes
+    engine.stop()
+
+
 def test_one_that_is_stopped_in_mid_round_tells_its_client_and_leaves_nothing(
     home: Path,
     left: Left,

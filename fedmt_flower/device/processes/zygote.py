@@ -77,6 +77,8 @@ class Zygote:
     async def open(self, patience_s: float = 120.0) -> None:
         """Have a zygote, started if there is no spare one, and wait until it is ready.
 
+        Whoever takes the last spare one starts the next, which need not be waited for.
+
         Raises
         ------
         EngineError
@@ -95,6 +97,8 @@ class Zygote:
                 raise EngineError(f"torch could not be loaded for the workers: {reason}") from error
             await self.open(patience_s)
             return
+        if spare and not self._spares:
+            self._spares.append(_spawn_zygote())
         self._guard = asyncio.create_task(self._replace(self.pid, os.pidfd_open(self.pid)))
 
     async def fork(self, worker: socket.socket, log: int) -> int:
@@ -155,8 +159,6 @@ class Zygote:
                 await self.open()
             except EngineError as error:  # the next fork tries again
                 log.error("%s", error)
-            if not self._spares:
-                self._spares.append(_spawn_zygote())
 
     def _ended(self) -> bool:
         if not self.pid:
