@@ -70,9 +70,11 @@ class Describe(Frame, frozen=True, kw_only=True):
     """To a rehearsed worker: count what a step costs and, if asked, see what the seat's device can do.
 
     A worker whose task has no steps counts one pass of `job`, with batches of `batch` samples, instead.
+    `peak` asks for the fastest matrix product in the precision of the task's own steps.
     """
 
     device: bool = True
+    peak: bool = False
     job: Job | None = None
     batch: int = 0
 
@@ -226,11 +228,12 @@ class Rehearsed(Frame, frozen=True, kw_only=True):
 
 class Described(Frame, frozen=True, kw_only=True):
     """From a worker: `flops` and `traffic` (bytes) per sample, the kind of step that its task takes, and the
-    device if that was asked for."""
+    device and the `peak` (FLOP/s) if they were asked for."""
 
     flops: float
     traffic: float
     device: DeviceFeatures | None
+    peak: float | None = None
     step: StepKind = StepKind.EAGER
 
 

@@ -227,8 +227,10 @@ class Profiler:
         self._others = self.telemetry.fresh().memory_bytes - sum(self._awake.values())
         return said
 
-    def describe(self, probe: Probe) -> Described:
+    def describe(self, probe: Probe, *, peak: bool = False) -> Described:
         """What a step of `probe` costs, and what the device can do for a task in its seat.
+
+        With `peak` also how fast it multiplies matrices in the precision of the task's steps.
 
         Raises
         ------
@@ -237,7 +239,8 @@ class Profiler:
         """
         try:
             self._ready([probe])
-            return self._runner.run(self._ask(probe, Describe(), Described, _LONGEST_DESCRIPTION_S))
+            order = Describe(peak=peak)
+            return self._runner.run(self._ask(probe, order, Described, _LONGEST_DESCRIPTION_S))
         except Spoiled as error:
             raise EngineError(str(error)) from error
 

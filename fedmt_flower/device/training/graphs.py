@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fedmt_flower.device.training.batches import Batch, Data, Selection, gathered, is_tensors, rows
 from fedmt_flower.device.training.faults import describe
+from fedmt_flower.device.training.numerics import float32
 from fedmt_flower.device.training.training_step import TrainingStep
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.step import StepChoice
@@ -425,17 +426,8 @@ def _signature(step: TrainingStep, selection: Selection) -> Signature:
         tuple((len(selection.index), *tensor.shape[1:], tensor.dtype) for tensor in selection.tensors),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.benchmark,
-        _float32(),
+        float32(),
     )
-
-
-def _float32() -> tuple[object, ...]:
-    """How products and convolutions of float32 are computed."""
-    known: Any = torch.backends
-    try:
-        return known.cudnn.allow_tf32, known.cuda.matmul.allow_tf32
-    except RuntimeError:  # torch has other names since 2.9: once a task has used them, these refuse
-        return tuple(part.fp32_precision for part in (known.cudnn.conv, known.cudnn.rnn, known.cuda.matmul))
 
 
 def _is_data(name: str, value: object) -> bool:

@@ -23,7 +23,7 @@ from fedmt_flower.device.training.binding import lookup, names
 from fedmt_flower.device.training.graphs import StepGraphs, Steps, obstacle
 from fedmt_flower.device.training.training_step import Objective, TrainingStep
 from fedmt_flower.domain.profile import StepKind
-from fedmt_flower.domain.step import StepChoice, StepRules
+from fedmt_flower.domain.step import Precision, StepChoice, StepRules
 
 PROXIMAL = "proximal_mu"
 """FedProx's weight μ; its strategy sends it as ``proximal-mu``."""
@@ -146,6 +146,11 @@ class Loop:
     def step_kind(self) -> StepKind:
         """How steps reach the device, but for the few before a recording."""
         return self._steps.kind
+
+    @property
+    def precision(self) -> Precision:
+        """The arithmetic of the forward and backward pass."""
+        return self._steps.step.rules.precision
 
     @property
     def why_eager(self) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedmt_flower.device.training.numerics import products_like_convolutions
 from fedmt_flower.domain.profile import DeviceFeatures
+from fedmt_flower.domain.step import Precision
 
 _LOOK_S: Final = 0.05
 """Seconds for which a device is kept busy to see what it can do."""
@@ -71,16 +72,10 @@ def step_cost(step: Callable[[], int]) -> StepCost:
 def device_features(device: torch.device) -> DeviceFeatures:
     """Measure `device` as far as this process may use it; takes a fraction of a second.
 
-    The peak is that of a matrix product in the arithmetic that convolutions are allowed: TF32 on a GPU
-    unless the user forbids it, else float32.
+    Its peak is that of the arithmetic that a step in float32 uses, see `product_peak`.
     """
-    side = _SIDES[device.type]
-    left, right = (torch.randn(side, side, device=device) for _ in range(2))
-    product = torch.empty_like(left)
     source = torch.empty(_COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    with torch.no_grad(), _arithmetic_of_convolutions():
-        multiplied = _rate(device, lambda: torch.matmul(left, right, out=product))
     copied = _rate(device, lambda: target.copy_(source))
     on_gpu = device.type == "cuda"
     units = (
@@ -89,9 +84,23 @@ def device_features(device: torch.device) -> DeviceFeatures:
     return DeviceFeatures(
         name=torch.cuda.get_device_name(device) if on_gpu else _processor(),
         units=units,
-        peak=multiplied * 2.0 * side**3,
+        peak=product_peak(device, Precision.FLOAT32),
         bandwidth=copied * 2.0 * source.numel(),
     )
+
+
+def product_peak(device: torch.device, precision: Precision) -> float:
+    """FLOP/s of a large matrix product, as far as this process may use `device`.
+
+    In float32 it is done in the arithmetic that convolutions are allowed: TF32 on a GPU unless the user
+    forbids it.
+    """
+    side = _SIDES[device.type]
+    dtype = torch.bfloat16 if precision is Precision.BFLOAT16 else torch.float32
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    with torch.no_grad(), products_like_convolutions():
+        return _rate(device, lambda: torch.matmul(left, right, out=product)) * 2.0 * side**3
 
 
 def _convolution_backward(
@@ -146,16 +155,6 @@ def _times(device: torch.device, work: Callable[[], object], count: int) -> floa
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - begun
-
-
-@contextmanager
-def _arithmetic_of_convolutions() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _processor() -> str:

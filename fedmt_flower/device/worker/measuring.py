@@ -30,12 +30,14 @@ from fedmt_flower.device.ipc.frames import (
 from fedmt_flower.device.ipc.job import Job
 from fedmt_flower.device.ipc.steps import Kernel, Step
 from fedmt_flower.device.training.faults import describe
+from fedmt_flower.device.training.numerics import TF32, float32
 from fedmt_flower.device.training.pace import AHEAD
 from fedmt_flower.device.training.runtime import TaskRuntime
 from fedmt_flower.device.training.trainer import Loop
-from fedmt_flower.device.worker.features import device_features, step_cost
+from fedmt_flower.device.worker.features import device_features, product_peak, step_cost
 from fedmt_flower.device.worker.inspection import appraise, pass_of
 from fedmt_flower.domain.profile import StepKind
+from fedmt_flower.domain.step import Precision
 from fedmt_flower.errors import TaskError
 
 log = logging.getLogger(__name__)
@@ -106,12 +108,13 @@ class Measurer:
                 torch.cuda.reset_peak_memory_stats(self._runtime.device)
             self._stepper, self._job = Stepper(self._runtime, order.job), order.job
         self._stepper.rehearse(order.steps)
+        arithmetic = float32()
         return Rehearsed(
             seconds=time.monotonic() - began,
             memory_bytes=torch.cuda.max_memory_reserved() if on_gpu else 0,
             numerics={
-                "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
-                "matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+                "cudnn.allow_tf32": arithmetic.convolutions == TF32,
+                "matmul.allow_tf32": arithmetic.products == TF32,
                 "cudnn.benchmark": torch.backends.cudnn.benchmark,
                 "cudnn.deterministic": torch.backends.cudnn.deterministic,
             },
@@ -126,9 +129,12 @@ class Measurer:
         else:
             raise TaskError(f"task {self._runtime.task.name!r}: asked to describe before any rehearsal")
         device = device_features(self._runtime.device) if order.device else None
-        step = StepKind.EAGER if stepper is None else stepper.kind
+        step, precision = StepKind.EAGER, Precision.FLOAT32
+        if stepper is not None:
+            step, precision = stepper.kind, stepper.precision
+        peak = product_peak(self._runtime.device, precision) if order.peak else None
         self._rest()
-        return Described(flops=cost.flops, traffic=cost.traffic, device=device, step=step)
+        return Described(flops=cost.flops, traffic=cost.traffic, device=device, peak=peak, step=step)
 
     def _rest(self) -> Rested:
         if self._stepper is not None:
@@ -157,6 +163,11 @@ class Stepper:
     def kind(self) -> StepKind:
         """How steps reach the device."""
         return self._ours.step_kind if self._ours else StepKind.EAGER
+
+    @property
+    def precision(self) -> Precision:
+        """The arithmetic of its steps; a user's own trainer is taken to have torch's usual one."""
+        return self._ours.precision if self._ours else Precision.FLOAT32
 
     def release(self) -> None:
         """Give back memory that the next step can take again."""
