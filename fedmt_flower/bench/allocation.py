@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from fedmt_flower.bench.allocation_table import (
@@ -16,12 +16,12 @@ from fedmt_flower.bench.allocation_table import (
     rows,
 )
 from fedmt_flower.bench.driver import Bench, usage_values
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, solo, synthetic_task
-from fedmt_flower.bench.planned import problem_of
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task
+from fedmt_flower.bench.planned import chosen
+from fedmt_flower.bench.rates import take_rate
 from fedmt_flower.bench.result import Bar, Json, Result
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.domain.allocation import Objective
-from fedmt_flower.planning.search import solve
 
 CLAIM = "tasks that share the GPU under budgets train faster together than in turn"
 
@@ -110,8 +110,10 @@ class _Setting:
 
     def run(self, seconds: float) -> bool:
         end = self._bench.recorder.left_s - seconds
+        equal = {task.name: int(self._bench.settings["batch"]) for task in self._tasks}
         for scheme, objective in CHOSEN.items():
-            self._placed[scheme] = self._chosen(objective)
+            cell = f"{self._name} | plan | {objective}"
+            self._placed[scheme] = chosen(self._bench, self._profiler, cell, self._tasks, equal, objective)
         solos = [f"{self._name} | solo | {task.name}" for task in self._tasks]
         rates = [f"{self._name} | rates | {scheme}" for scheme in self._placed if scheme != "temporal"]
         rounds = [
@@ -128,33 +130,12 @@ class _Setting:
             _, kind, which = cell.split(" | ")
             if kind == "solo":
                 task = next(task for task in self._tasks if task.name == which)
-                self._take_rates(cell, repeat, (solo(self._profiler, task),))
+                take_rate(self._bench, self._profiler, cell, repeat, (solo(self._profiler, task),))
             elif kind == "rates":
-                self._take_rates(cell, repeat, self._placed[which])
+                take_rate(self._bench, self._profiler, cell, repeat, self._placed[which])
             else:
                 self._take_round(cell, repeat, which, volumes[kind.removeprefix("round ")])
         return recorder.has_all(cells, repeats)
-
-    def _chosen(self, objective: Objective) -> tuple[Probe, ...]:
-        """The tasks with the budgets that the model chooses for `objective`, once in a record."""
-
-        def plan() -> dict[str, Json]:
-            equal = {task.name: int(self._bench.settings["batch"]) for task in self._tasks}
-            model, problem = problem_of(self._bench, self._profiler, self._tasks, equal, objective)
-            return {"model": model.basis, "budgets": list(solve(problem, model.model).budgets)}
-
-        chosen = self._bench.recorder.take(f"{self._name} | plan | {objective}", plan)
-        self._bench.facts["model"] = chosen["model"]
-        return seated(self._profiler, self._tasks, chosen["budgets"])
-
-    def _take_rates(self, cell: str, repeat: int, together: Sequence[Probe]) -> None:
-        taken = self._profiler.measure(together)
-        values: dict[str, Json] = {
-            "rates": {p.task.name: round(rate, 1) for p, rate in zip(together, taken.rates, strict=True)},
-            "levels": {p.task.name: p.seat.level for p in together},
-            "steps": list(taken.steps),
-        }
-        self._bench.recorder.add(cell, repeat, values | usage_values(taken.usage), taken.spoiled)
 
     def _take_round(self, cell: str, repeat: int, scheme: str, volumes: Mapping[str, int]) -> None:
         placed = self._placed[scheme]

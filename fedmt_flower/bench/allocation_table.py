@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmt_flower.bench.result import Json, Result, Sample
+from fedmt_flower.bench.shares import Repeats, repeats, together
 from fedmt_flower.bench.spread import Spread, spread
 
 SETTINGS = {
@@ -37,30 +38,20 @@ class Row:
     throughput: dict[str, Spread | None]
 
 
-Repeats = Mapping[int, dict[str, Json]]
-"""The values of a cell by repeat."""
-
-
 def rows(samples: Sequence[Sample], setting: str) -> tuple[Row, ...]:
     """The table of one setting, from what repeats there are; empty if a task was never measured alone.
 
     A repeat of a scheme is compared with the same repeat of the solo runs, which it was interleaved with.
     """
-    models = SETTINGS[setting]
-    solos = {model: repeats(samples, f"{setting} | solo | {model}") for model in models}
+    solos = _solos(samples, setting)
     alone = sorted(set.intersection(*(set(taken) for taken in solos.values())))
     if not alone:
         return ()
     return (
         _temporal(samples, setting, solos, alone),
-        *_together(samples, setting, solos, alone),
+        *_together(samples, setting, solos),
         _largest_alone(solos, alone),
     )
-
-
-def repeats(samples: Sequence[Sample], cell: str) -> Repeats:
-    """What was measured of `cell`, by repeat."""
-    return {sample.repeat: sample.values for sample in samples if sample.cell == cell}
 
 
 def round_gain(samples: Sequence[Sample], setting: str, volume: str, scheme: str) -> Spread | None:
@@ -73,18 +64,11 @@ def round_gain(samples: Sequence[Sample], setting: str, volume: str, scheme: str
 
 def rate_gain(samples: Sequence[Sample], setting: str, scheme: str, what: str) -> Spread | None:
     """`what` (``raw`` or ``fairness``) of `scheme` over that of the best equal budgets, by repeat."""
+    solos = _solos(samples, setting)
 
-    def of(name: str) -> dict[int, float]:
-        taken = repeats(samples, f"{setting} | rates | {name}")
-        solos = {model: repeats(samples, f"{setting} | solo | {model}") for model in SETTINGS[setting]}
-        return {
-            r: sum(
-                rate / (solos[model][r]["rates"][model] if what == "fairness" else 1.0)
-                for model, rate in values["rates"].items()
-            )
-            for r, values in taken.items()
-            if all(r in solo for solo in solos.values())
-        }
+    def of(name: str) -> Mapping[int, float]:
+        found = together(repeats(samples, f"{setting} | rates | {name}"), solos)
+        return {} if found is None else found.fairness if what == "fairness" else found.raw
 
     ours, equal = of(scheme), [found for name in EQUAL if (found := of(name))]
     if not ours or not equal:
@@ -140,20 +124,21 @@ def interval(measured: Spread | None, digits: int) -> str:
     return text if exact else f"{text} ± {measured.half_width:.{digits}f}"
 
 
-def _together(
-    samples: Sequence[Sample], setting: str, solos: Mapping[str, Repeats], alone: Sequence[int]
-) -> Iterable[Row]:
+def _solos(samples: Sequence[Sample], setting: str) -> dict[str, Repeats]:
+    return {model: repeats(samples, f"{setting} | solo | {model}") for model in SETTINGS[setting]}
+
+
+def _together(samples: Sequence[Sample], setting: str, solos: Mapping[str, Repeats]) -> Iterable[Row]:
     for scheme in _measured_schemes(samples, setting):
         taken = repeats(samples, f"{setting} | rates | {scheme}")
-        both = [repeat for repeat in alone if repeat in taken]
-        if not both:
+        shared = together(taken, solos)
+        if shared is None:
             continue
-        shares = [[taken[r]["rates"][m] / solos[m][r]["rates"][m] for m in solos] for r in both]
         yield Row(
             scheme=scheme,
-            raw=spread(sum(taken[r]["rates"].values()) for r in both),
-            fairness=spread(map(sum, shares)),
-            smallest_share=spread(map(min, shares)),
+            raw=spread(shared.raw.values()),
+            fairness=spread(shared.fairness.values()),
+            smallest_share=spread(shared.smallest.values()),
             occupancy=_mean(taken.values(), "occupancy"),
             utilisation=_mean(taken.values(), "utilisation"),
             throughput=_throughputs(samples, setting, scheme),

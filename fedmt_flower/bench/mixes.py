@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
 from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.domain.allocation import Allocation, Policy
@@ -11,6 +13,9 @@ from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.planning.allocation import plan_round
 
+PLAIN: Final = "plain"
+FAST: Final = "fast"
+"""The two kinds of step."""
 BATCH = 128
 """The reference batch of P_bᵢ and of the paper's settings (§ VI-A)."""
 
@@ -86,6 +91,13 @@ def fast_step(backend: Backend) -> dict[str, Scalar]:
     """
     step = "graph" if backend is Backend.MPS else "auto"
     return {"step": step, "precision": "bfloat16", "memory_format": "channels_last"}
+
+
+def by_step(tasks: Sequence[Task], backend: Backend) -> dict[str, tuple[Task, ...]]:
+    """The tasks with either step; those with the fast one have names, and so rates, of their own."""
+    fast = fast_step(backend)
+    hastened = (replace(t, name=f"{t.name}.fast", parameters={**t.parameters, **fast}) for t in tasks)
+    return {PLAIN: tuple(tasks), FAST: tuple(hastened)}
 
 
 def seated(profiler: Profiler, tasks: tuple[Task, ...], budgets: Sequence[float]) -> tuple[Probe, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import msgspec
 
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import solo
+from fedmt_flower.bench.mixes import seated, solo
 from fedmt_flower.bench.models import choose, profiled
 from fedmt_flower.bench.result import Json
 from fedmt_flower.device.planner.models import Chosen
@@ -20,6 +21,7 @@ from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import EngineError
 from fedmt_flower.planning.budgets import BudgetProblem
 from fedmt_flower.planning.features import quarter_share
+from fedmt_flower.planning.search import solve
 
 
 def levels(profiler: Profiler) -> tuple[float, ...]:
@@ -35,18 +37,15 @@ def features(
     A profile of the same kind of device that has a task is believed; other tasks are measured, once in a
     benchmark's record.
     """
-    found = {task.name: _measured(bench, profiler, task) for task in tasks}
-    device = msgspec.convert(next(iter(found.values()))["device"], DeviceFeatures)
-    known = {
-        task.task: task
-        for sample in (profiled(bench.options.profiles) if bench.options.profiles else ())
-        if sample.device.name == device.name
-        for task in sample.tasks
-    }
-    return device, {
-        name: known.get(name) or msgspec.convert(values["task"], TaskFeatures)
-        for name, values in found.items()
-    }
+    given = profiled(bench.options.profiles) if bench.options.profiles else ()
+    believed = [sample for sample in given if sample.device.name == bench.machine.gpu]
+    known = {task.task: task for sample in believed for task in sample.tasks}
+    measured = _measured(bench, profiler, [task for task in tasks if task.name not in known])
+    known |= {name: msgspec.convert(values["task"], TaskFeatures) for name, values in measured.items()}
+    if believed:
+        return believed[0].device, {task.name: known[task.name] for task in tasks}
+    device = msgspec.convert(next(iter(measured.values()))["device"], DeviceFeatures)
+    return device, {task.name: known[task.name] for task in tasks}
 
 
 def problem_of(
@@ -68,12 +67,36 @@ def problem_of(
     )
 
 
-def _measured(bench: Bench, profiler: Profiler, task: Task) -> dict[str, Json]:
-    def measure() -> dict[str, Json]:
-        whole = solo(profiler, task)
-        quarter = device_steps(profiler.backend, [QUARTER])[0]
-        part = Probe(task, profiler.seat(quarter))
-        profiler.prepare([whole, part])
+def chosen(
+    bench: Bench,
+    profiler: Profiler,
+    cell: str,
+    tasks: tuple[Task, ...],
+    volumes: Mapping[str, int],
+    objective: Objective,
+) -> tuple[Probe, ...]:
+    """`tasks` with the budgets that the model chooses for `objective`: once in a record, as its `cell`."""
+
+    def plan() -> dict[str, Json]:
+        model, problem = problem_of(bench, profiler, tasks, volumes, objective)
+        return {"model": model.basis, "budgets": list(solve(problem, model.model).budgets)}
+
+    planned = bench.recorder.take(cell, plan)
+    bench.facts["model"] = planned["model"]
+    return seated(profiler, tasks, planned["budgets"])
+
+
+def _measured(bench: Bench, profiler: Profiler, tasks: Sequence[Task]) -> dict[str, dict[str, Json]]:
+    """What each of `tasks` is alone, with the whole device and with a quarter of it."""
+    quarter = device_steps(profiler.backend, [QUARTER])[0]
+    seats = {task.name: (solo(profiler, task), Probe(task, profiler.seat(quarter))) for task in tasks}
+    cells = {task.name: f"features | {task.name}" for task in tasks}
+    # All at once: workers start side by side.
+    new = [name for name, cell in cells.items() if bench.recorder.find(cell) is None]
+    profiler.prepare([probe for name in new for probe in seats[name]])
+
+    def measure(task: Task) -> dict[str, Json]:
+        whole, part = seats[task.name]
         said = profiler.describe(whole)
         if said.device is None:
             raise EngineError(f"task {task.name}: its worker told nothing of its device")
@@ -90,4 +113,4 @@ def _measured(bench: Bench, profiler: Profiler, task: Task) -> dict[str, Json]:
         )
         return {"device": asdict(said.device), "task": asdict(taken)}
 
-    return bench.recorder.take(f"features | {task.name}", measure)
+    return {task.name: bench.recorder.take(cells[task.name], partial(measure, task)) for task in tasks}

@@ -88,12 +88,15 @@ class Recorder:
 
     def take(self, cell: str, measure: Callable[[], dict[str, Json]]) -> dict[str, Json]:
         """The values of a cell that has one repeat only, measured unless they are there."""
-        for sample in self.samples:
-            if sample.cell == cell:
-                return sample.values
+        if (there := self.find(cell)) is not None:
+            return there
         values = measure()
         self.add(cell, 0, values)
         return values
+
+    def find(self, cell: str) -> dict[str, Json] | None:
+        """The values of the first repeat of `cell` that was taken; None if there is none."""
+        return next((sample.values for sample in self.samples if sample.cell == cell), None)
 
     def has_all(self, cells: Sequence[str], repeats: int) -> bool:
         """Whether every one of `cells` has all its repeats."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedmt_flower.bench.allocation_table import interval, repeats
-from fedmt_flower.bench.driver import Bench, usage_values
+from fedmt_flower.bench.allocation_table import interval
+from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, solo, synthetic_task
+from fedmt_flower.bench.rates import take_rates
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
+from fedmt_flower.bench.shares import Together, repeats, together
 from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.plots.curves import Curve, curves_png
@@ -76,39 +77,36 @@ class Point:
 
 def fairness_gain(samples: Sequence[Sample], mix: str, resource: int, other: int) -> Spread | None:
     """P_f at one R_v over that at another: the ratio, by repeat, with the solo rates of that repeat."""
-    models = MIXES[mix]
-    solos = {model: repeats(samples, f"{mix} | solo | {model}") for model in models}
-    one, two = (repeats(samples, f"{mix} | R_v | {r}") for r in (resource, other))
-    every = [repeat for repeat in one if repeat in two and all(repeat in solo for solo in solos.values())]
-
-    def fairness(rates: dict[str, float], repeat: int) -> float:
-        return math.fsum(rates[model] / solos[model][repeat]["rates"][model] for model in models)
-
-    ratios = [fairness(one[r]["rates"], r) / fairness(two[r]["rates"], r) for r in every]
+    one, two = (_shared(samples, mix, r) for r in (resource, other))
+    if one is None or two is None:
+        return None
+    ratios = [one.fairness[r] / two.fairness[r] for r in one.fairness if r in two.fairness]
     return spread(ratios) if ratios else None
 
 
 def points(samples: Sequence[Sample], mix: str) -> tuple[Point, ...]:
     """The curve of one mix, from what repeats there are of it and of its tasks alone."""
-    models = MIXES[mix]
-    solos = {model: repeats(samples, f"{mix} | solo | {model}") for model in models}
     found = []
     for resource in VIRTUAL_RESOURCES:
-        taken = repeats(samples, f"{mix} | R_v | {resource}")
-        both = [r for r in taken if all(r in solo for solo in solos.values())]
-        if not both:
+        shared = _shared(samples, mix, resource)
+        if shared is None:
             continue
-        shares = [[taken[r]["rates"][m] / solos[m][r]["rates"][m] for m in models] for r in both]
         found.append(
             Point(
                 virtual_resource=resource,
-                levels=taken[both[0]]["levels"],
-                raw=spread(sum(taken[r]["rates"].values()) for r in both),
-                fairness=spread(map(sum, shares)),
-                smallest_share=spread(map(min, shares)),
+                levels=next(iter(repeats(samples, f"{mix} | R_v | {resource}").values()))["levels"],
+                raw=spread(shared.raw.values()),
+                fairness=spread(shared.fairness.values()),
+                smallest_share=spread(shared.smallest.values()),
             )
         )
     return tuple(found)
+
+
+def _shared(samples: Sequence[Sample], mix: str, resource: int) -> Together | None:
+    """What equal budgets of one sum came to; None if a task was never measured alone beside them."""
+    solos = {model: repeats(samples, f"{mix} | solo | {model}") for model in MIXES[mix]}
+    return together(repeats(samples, f"{mix} | R_v | {resource}"), solos)
 
 
 def report(result: Result) -> str:
@@ -138,19 +136,7 @@ def _sweep(bench: Bench, profiler: Profiler, mix: str, seconds: float) -> bool:
     for resource in bench.settings["virtual_resources"]:
         seat = profiler.seat(resource / len(tasks))
         cells[f"{mix} | R_v | {resource}"] = tuple(Probe(task, seat) for task in tasks.values())
-    count = int(bench.settings["repeats"])
-    recorder = bench.recorder
-    if recorder.has_all(list(cells), count):
-        return True
-    profiler.prepare([probe for placed in cells.values() for probe in placed])
-    for cell, repeat in recorder.interleave(list(cells), count, seconds):
-        taken = profiler.measure(cells[cell])
-        values: dict[str, Json] = {
-            "rates": {p.task.name: round(rate, 1) for p, rate in zip(cells[cell], taken.rates, strict=True)},
-            "levels": {p.task.name: p.seat.level for p in cells[cell]},
-        }
-        recorder.add(cell, repeat, values | usage_values(taken.usage), taken.spoiled)
-    return recorder.has_all(list(cells), count)
+    return take_rates(bench, profiler, cells, seconds)
 
 
 def _best(found: Sequence[Point], what: str) -> Json:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 
 from fedmt_flower.bench.allocation_table import EQUAL, SETTINGS
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, fast_step, probes, seated, solo, synthetic_task
-from fedmt_flower.bench.planned import features, problem_of
+from fedmt_flower.bench.mixes import BATCH, PLAIN, SCHEMES, by_step, probes, solo, synthetic_task
+from fedmt_flower.bench.planned import chosen, features
 from fedmt_flower.bench.result import Json, Result
-from fedmt_flower.bench.step_table import CHOSEN, FAST, PLAIN, judge, markdown
+from fedmt_flower.bench.step_table import CHOSEN, judge, markdown
 from fedmt_flower.device.profile.profiler import Probe, Profiler
-from fedmt_flower.domain.allocation import Objective
-from fedmt_flower.domain.task import Scalar, Task
-from fedmt_flower.planning.search import solve
 
 CLAIM = "fast steps and sharing multiply: together they are several times the eager rate in turn"
 
@@ -56,8 +52,7 @@ class _Setting:
         self._bench, self._profiler, self._name = bench, profiler, name
         batch = int(bench.settings["batch"])
         plain = tuple(synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name])
-        fast = fast_step(bench.options.backend)
-        self._tasks = {PLAIN: plain, FAST: tuple(_with(task, fast) for task in plain)}
+        self._tasks = by_step(plain, bench.options.backend)
 
     def run(self) -> bool:
         """Take the repeats that are missing; whether all are there then."""
@@ -69,6 +64,7 @@ class _Setting:
         volumes = self._volumes()
         placed = {kind: self._placed(kind, volumes) for kind in self._tasks}
         self._profiler.prepare([p for some in placed.values() for seats in some.values() for p in seats])
+        recorder.take(f"{self._name} | limit", self._limit)
         for cell, repeat in recorder.interleave([self._name], repeats):
             self._take(cell, repeat, placed, volumes)
         return recorder.has_all([self._name], repeats)
@@ -85,21 +81,27 @@ class _Setting:
         tasks = self._tasks[kind]
         found = {name: probes(self._profiler, tasks, SCHEMES[name]) for name in self._bench.settings["equal"]}
         for name, objective in CHOSEN.items():
-            found[name] = seated(self._profiler, tasks, self._chosen(kind, objective, volume))
+            cell = f"{self._name} | plan | {kind} | {objective}"
+            volumes = {task.name: volume for task in tasks}
+            found[name] = chosen(self._bench, self._profiler, cell, tasks, volumes, objective)
         return found
 
-    def _chosen(self, kind: str, objective: Objective, volume: int) -> Sequence[float]:
-        """The budgets that the model chooses for `objective`, once in a record."""
-        tasks = self._tasks[kind]
+    def _limit(self) -> dict[str, Json]:
+        """FLOPs of a sample of each task, and the device's peak in the precision of either step."""
+        peaks = self._bench.recorder.take("peaks", self._peaks)
+        return {
+            kind: {
+                "flops": [task.flops for task in features(self._bench, self._profiler, tasks)[1].values()],
+                "peak": peaks[kind],
+            }
+            for kind, tasks in self._tasks.items()
+        }
 
-        def plan() -> dict[str, Json]:
-            volumes = {task.name: volume for task in tasks}
-            model, problem = problem_of(self._bench, self._profiler, tasks, volumes, objective)
-            return {"budgets": list(solve(problem, model.model).budgets), "model": model.basis}
-
-        cell = f"{self._name} | plan | {kind} | {objective}"
-        budgets: list[float] = self._bench.recorder.take(cell, plan)["budgets"]
-        return budgets
+    def _peaks(self) -> dict[str, Json]:
+        return {
+            kind: self._profiler.describe(solo(self._profiler, tasks[0]), peak=True).peak
+            for kind, tasks in self._tasks.items()
+        }
 
     def _take(
         self,
@@ -138,8 +140,3 @@ class _Setting:
                 values[key], spoiled = [round(rate, 1) for rate in taken.rates], taken.spoiled
             flags += [f"{key}: {line}" for line in spoiled]
         self._bench.recorder.add(cell, repeat, values, flags)
-
-
-def _with(task: Task, parameters: Mapping[str, Scalar]) -> Task:
-    """The task with a fast step, under a name of its own: it has a rate of its own."""
-    return replace(task, name=f"{task.name}.fast", parameters={**task.parameters, **parameters})

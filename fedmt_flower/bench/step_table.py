@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from fedmt_flower.bench.allocation_table import EQUAL, SETTINGS, interval
+from fedmt_flower.bench.mixes import FAST, PLAIN
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.domain.allocation import Objective
 
-PLAIN: Final = "plain"
-FAST: Final = "fast"
 CHOSEN: Final = {
     "fedmt": Objective.MAKESPAN,
     "fedmt, raw": Objective.RAW,
@@ -57,6 +56,22 @@ def smallest(setting: str, kind: str, scheme: str) -> Callable[[Mapping[str, Jso
     return of
 
 
+def limit_share(
+    setting: str, kind: str, scheme: str, limit: Mapping[str, Json]
+) -> Callable[[Mapping[str, Json]], float]:
+    """FLOP/s of the models, forward and backward, over the device's peak in the step's own precision."""
+    flops, peak = limit[kind]["flops"], float(limit[kind]["peak"])
+
+    def of(values: Mapping[str, Json]) -> float:
+        if scheme == "in turn":
+            rates = [rate / len(flops) for rate in _solo(values, setting, kind)]
+        else:
+            rates = values[f"rates | {kind} | {scheme}"]
+        return float(sum(cost * rate for cost, rate in zip(flops, rates, strict=True))) / peak
+
+    return of
+
+
 def judge(samples: Sequence[Sample], names: Sequence[str]) -> Iterator[Bar]:
     """The goals of each setting that was measured."""
     for name in names:
@@ -89,26 +104,39 @@ def markdown(result: Result) -> str:
         taken = _taken(result.samples, name)
         if not taken:
             continue
+        limit = next((s.values for s in result.samples if s.cell == f"{name} | limit"), None)
         lines = [
             f"**{name}: {' + '.join(SETTINGS[name])}**, batch {result.settings['batch']}, "
-            f"{taken[0]['volume']} samples of each task a round",
+            f"{taken[0]['volume']} samples of each task a round{_peaks(limit)}",
             "",
-            "| step | scheme | raw (samples/s) | over plain in turn | P_f | smallest share | round (s) | "
-            "over plain in turn |",
-            "|---|---|---:|---:|---:|---:|---:|---:|",
+            "| step | scheme | raw (samples/s) | over plain in turn | P_f | smallest share | of the peak | "
+            "round (s) | over plain in turn |",
+            "|---|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for kind in (PLAIN, FAST):
-            lines += [_line(taken, name, kind, scheme) for scheme in ("in turn", *_schemes(taken))]
+            lines += [_line(taken, name, kind, scheme, limit) for scheme in ("in turn", *_schemes(taken))]
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
 
 
-def _line(taken: Repeats, name: str, kind: str, scheme: str) -> str:
+def _peaks(limit: Mapping[str, Json] | None) -> str:
+    if limit is None:
+        return ""
+    plain, fast = (f"{limit[kind]['peak'] / 1e12:.3g}" for kind in (PLAIN, FAST))
+    return (
+        f"; a matrix product reaches {plain} TFLOP/s in the plain step's precision, {fast} in the fast one's"
+    )
+
+
+def _line(taken: Repeats, name: str, kind: str, scheme: str, limit: Mapping[str, Json] | None) -> str:
     mine, base = raw(name, kind, scheme), raw(name, PLAIN, "in turn")
     turn = "round | plain | in turn"
     key = f"round | {kind} | {scheme}"
     seconds = spread(v[key] for v in taken) if key in taken[0] else None
     gain: Spread | None = spread(v[turn] / v[key] for v in taken) if key in taken[0] else None
+    used = None
+    if limit is not None:
+        used = spread(100.0 * share for share in map(limit_share(name, kind, scheme, limit), taken))
     cells = [
         kind,
         scheme,
@@ -116,6 +144,7 @@ def _line(taken: Repeats, name: str, kind: str, scheme: str) -> str:
         interval(spread(mine(v) / base(v) for v in taken), 2),
         interval(spread(map(fairness(name, kind, scheme), taken)), 2),
         interval(spread(map(smallest(name, kind, scheme), taken)), 2),
+        "–" if used is None else f"{used.mean:.1f} %",
         interval(seconds, 2),
         interval(gain, 2),
     ]

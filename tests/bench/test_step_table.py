@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fedmt_flower.bench.result import Json, Sample
-from fedmt_flower.bench.step_table import judge
+from fedmt_flower.bench.step_table import judge, limit_share
 
 SOLO = {"plain": (1000.0, 4000.0, 1000.0), "fast": (2000.0, 8000.0, 2000.0)}
 MODELS = ("D121", "V16", "R101")
@@ -40,3 +42,15 @@ def test_rounds_are_compared_with_the_eager_one_in_turn() -> None:
 
 def test_a_setting_that_was_not_measured_is_not_judged() -> None:
     assert list(judge([], ["heavy"])) == []
+
+
+def test_the_distance_to_the_limit_is_that_of_the_step_s_own_precision() -> None:
+    (values, *_) = (sample.values for sample in samples((1300.0, 5400.0, 1300.0)))
+    limit = {
+        "plain": {"flops": [4e9, 1e9, 8e9], "peak": 4e14},
+        "fast": {"flops": [4e9, 1e9, 8e9], "peak": 8e14},
+    }
+    in_turn = limit_share("heavy", "plain", "in turn", limit)(values)
+    assert in_turn == pytest.approx((4e9 * 1000 + 1e9 * 4000 + 8e9 * 1000) / 3 / 4e14)
+    shared = limit_share("heavy", "fast", "sharing", limit)(values)
+    assert shared == pytest.approx(0.6 * (4e9 * 2000 + 1e9 * 8000 + 8e9 * 2000) / 8e14)

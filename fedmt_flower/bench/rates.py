@@ -1,0 +1,36 @@
+"""Rates of tasks alone and together, cell by cell: taken here, compared in `shares`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fedmt_flower.bench.driver import Bench, usage_values
+from fedmt_flower.bench.result import Json
+from fedmt_flower.device.profile.profiler import Probe, Profiler
+
+Cells = Mapping[str, Sequence[Probe]]
+"""Tasks in their seats, by the cell of their samples."""
+
+
+def take_rates(bench: Bench, profiler: Profiler, cells: Cells, seconds: float) -> bool:
+    """Measure what is missing of `cells` within `seconds`, interleaved; whether all is there then."""
+    repeats = int(bench.settings["repeats"])
+    recorder = bench.recorder
+    if recorder.has_all(list(cells), repeats):
+        return True
+    end = recorder.left_s - seconds
+    profiler.prepare([probe for together in cells.values() for probe in together])
+    for cell, repeat in recorder.interleave(list(cells), repeats, recorder.left_s - end):
+        take_rate(bench, profiler, cell, repeat, cells[cell])
+    return recorder.has_all(list(cells), repeats)
+
+
+def take_rate(bench: Bench, profiler: Profiler, cell: str, repeat: int, together: Sequence[Probe]) -> None:
+    """Measure one repeat of tasks running together."""
+    taken = profiler.measure(together)
+    values: dict[str, Json] = {
+        "rates": {p.task.name: round(rate, 1) for p, rate in zip(together, taken.rates, strict=True)},
+        "levels": {p.task.name: p.seat.level for p in together},
+        "steps": list(taken.steps),
+    }
+    bench.recorder.add(cell, repeat, values | usage_values(taken.usage), taken.spoiled)
