@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fedmt_flower.bench import shares
 from fedmt_flower.bench.result import Json, Result, Sample
 from fedmt_flower.bench.shares import Repeats, repeats, together
 from fedmt_flower.bench.spread import Spread, spread
@@ -80,20 +81,14 @@ def rate_gain(samples: Sequence[Sample], setting: str, scheme: str, what: str) -
 
 def above_solo(samples: Sequence[Sample], setting: str) -> list[str]:
     """Co-run rates above the task's solo rate by more than the solo's own spread, a line each."""
-    lines = []
-    for model in SETTINGS[setting]:
-        alone = [
-            values["rates"][model] for values in repeats(samples, f"{setting} | solo | {model}").values()
-        ]
-        for scheme in _measured_schemes(samples, setting):
-            taken = repeats(samples, f"{setting} | rates | {scheme}")
-            rate = statistics.fmean(values["rates"][model] for values in taken.values())
-            if alone and rate > max(alone):
-                lines.append(
-                    f"{setting}, {scheme}: {model} at {rate:.0f} samples/s, "
-                    f"alone {min(alone):.0f} to {max(alone):.0f}"
-                )
-    return lines
+    solos = _solos(samples, setting)
+    return [
+        line
+        for scheme in _measured_schemes(samples, setting)
+        for line in shares.above_solo(
+            f"{setting}, {scheme}", repeats(samples, f"{setting} | rates | {scheme}"), solos
+        )
+    ]
 
 
 def fewest_repeats(samples: Sequence[Sample], setting: str) -> int:

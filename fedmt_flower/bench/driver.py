@@ -7,7 +7,7 @@ import importlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,6 +34,8 @@ DRIVERS = {
     "regret": "chosen schedules against the best of many tried (Fig. 7, Table III, Fig. 13)",
     "regret-elsewhere": "the same with a model that was fitted on another kind of device",
     "step": "plain and fast training steps, in turn and shared",
+    "scaling": "throughput as tasks are added (Table IV)",
+    "devices": "the same combinations on several kinds of GPU (Table V)",
     "overlap": "transfers that overlap with computation (Table I)",
     "batching": "batch sizes in proportion to the loads, over several devices (Fig. 10)",
     "reallocation": "budgets that change when a task ends its share",
@@ -59,6 +61,8 @@ BUDGETS_S = {
     "regret": 480.0,
     "regret-elsewhere": 480.0,
     "step": 480.0,
+    "scaling": 480.0,
+    "devices": 240.0,
     "overlap": 480.0,
     "batching": 300.0,
     "reallocation": 280.0,
@@ -140,6 +144,14 @@ class Driver(Protocol):
 
     def report(self, result: Result) -> str:
         """The tables of a record, in Markdown."""
+        ...
+
+
+class Comparing(Driver, Protocol):
+    """A driver whose records of two kinds of device are compared."""
+
+    def compare(self, results: Sequence[Result]) -> tuple[str, list[Bar]]:
+        """The two side by side, in Markdown, and the goals of that."""
         ...
 
 

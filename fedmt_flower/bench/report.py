@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
-from fedmt_flower.bench.driver import DRIVERS, load_driver
-from fedmt_flower.bench.result import Result, load
+from fedmt_flower.bench.driver import DRIVERS, Comparing, load_driver
+from fedmt_flower.bench.result import Bar, Result, load
 
 DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
-"""Where tables stand, each between ``<!-- bench: NAME KIND -->`` and ``<!-- /bench -->``."""
+"""Where tables stand, each between ``<!-- bench: NAME KIND -->`` and ``<!-- /bench -->``.
+
+With ``KIND+KIND`` the records of two kinds of device are compared.
+"""
 
 _MARKED = re.compile(
-    r"(?P<start><!-- bench: (?P<name>[\w-]+) (?P<kind>[\w-]+) -->\n).*?(?P<end><!-- /bench -->)", re.DOTALL
+    r"(?P<start><!-- bench: (?P<name>[\w-]+) (?P<kinds>[\w+-]+) -->\n).*?(?P<end><!-- /bench -->)", re.DOTALL
 )
 
 
@@ -23,12 +27,19 @@ def tables(result: Result) -> str:
     return load_driver(result.name).report(result) if result.name in DRIVERS else ""
 
 
-def bars(result: Result) -> str:
-    """The goals of one record and what was reached, in Markdown; empty if it has none."""
-    if not result.bars:
+def comparison(results: Sequence[Result]) -> str:
+    """What the records of one benchmark on two kinds of device come to side by side, in Markdown."""
+    driver = cast(Comparing, load_driver(results[0].name))
+    table, found = driver.compare(results)
+    return "\n\n".join(part for part in (table, goals(found)) if part)
+
+
+def goals(bars: Sequence[Bar]) -> str:
+    """Goals and what was reached, in Markdown; empty if there are none."""
+    if not bars:
         return ""
     lines = ["| goal | asked | measured | 95 % | met |", "|---|---:|---:|---|---|"]
-    for bar in result.bars:
+    for bar in bars:
         low, high = ("–" if bound is None else f"{bound:.4g}" for bound in bar.ci95)
         met = "yes" if bar.met else "**no**"
         lines.append(f"| {bar.name} | {bar.goal:.4g} | {bar.value:.4g} | {low} to {high} | {met} |")
@@ -46,19 +57,24 @@ def block(result: Result, picture: str = "") -> str:
         f"raw data in `benchmarks/results/{result.machine.kind}/{result.name}.json`.{state}"
     )
     image = f"![{DRIVERS[result.name]}]({picture})" if picture else ""
-    return "\n\n".join(part for part in (tables(result), image, bars(result), source) if part)
+    return "\n\n".join(part for part in (tables(result), image, goals(result.bars), source) if part)
 
 
 def filled(text: str, results: Path, folder: Path) -> str:
     """`text`, of a document in `folder`, with every marked place filled from the records under `results`."""
 
     def fill(match: re.Match[str]) -> str:
-        record = results / match["kind"] / f"{match['name']}.json"
-        content = f"Not measured yet: run `fedmt bench {match['name']}`."
-        if record.exists():
-            png = record.with_suffix(".png")
+        name, kinds = match["name"], match["kinds"].split("+")
+        records = [results / kind / f"{name}.json" for kind in kinds]
+        if missing := [kind for kind, record in zip(kinds, records, strict=True) if not record.exists()]:
+            where = f" on both, {' and '.join(missing)} missing" if len(kinds) > 1 else ""
+            content = f"Not measured yet{where}: run `fedmt bench {name}`."
+        elif len(kinds) > 1:
+            content = comparison([load(record) for record in records])
+        else:
+            png = records[0].with_suffix(".png")
             picture = Path(os.path.relpath(png, folder)).as_posix() if png.exists() else ""
-            content = block(load(record), picture)
+            content = block(load(records[0]), picture)
         return f"{match['start']}{content}\n{match['end']}"
 
     return _MARKED.sub(fill, text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmt_flower.bench.result import Json, Sample
@@ -49,3 +49,20 @@ def together(taken: Repeats, solos: Mapping[str, Repeats]) -> Together | None:
         smallest={r: min(shares[r]) for r in both},
         factor={r: raw[r] / statistics.fmean(alone[r].values()) for r in both},
     )
+
+
+def above_solo(label: str, taken: Repeats, solos: Mapping[str, Repeats]) -> Iterator[str]:
+    """Tasks whose mean rate together is above every one of their solo rates, a line each.
+
+    Parameters
+    ----------
+    label
+        What the lines begin with.
+    """
+    for task, solo in solos.items():
+        alone = [values["rates"][task] for values in solo.values()]
+        if not alone or not taken:
+            continue
+        rate = statistics.fmean(values["rates"][task] for values in taken.values())
+        if rate > max(alone):
+            yield f"{label}: {task} at {rate:.0f} samples/s, alone {min(alone):.0f} to {max(alone):.0f}"

@@ -41,6 +41,7 @@ from fedmt_flower.device.processes.worker_handle import WorkerHandle
 from fedmt_flower.device.profile.telemetry import SPOILING, Sampler, Usage, source_for
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.round import Mode
+from fedmt_flower.domain.step import StepChoice
 from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import EngineError, FedMTError, ProtocolError, TaskError
 
@@ -288,8 +289,7 @@ class Profiler:
 
     def _measure(self, probes: Sequence[Probe]) -> Rates:
         window, together = self._window, tuple(probe.key for probe in probes)
-        # Alone, a task is bound by the host's launches, which vary most, and every share is divided by it.
-        length = self._lengths.get(together, window.length_s * (2 if len(probes) == 1 else 1))
+        length = self._lengths.get(together, window.length_s * (2 if _is_launched(probes) else 1))
         while True:
             start = time.monotonic() + _LEAD_S
             begin, end = start + window.settle_s, start + window.settle_s + length
@@ -457,6 +457,14 @@ def to_rest(awake: Mapping[str, int], wanted: Set[str], needed: int, usable: int
             resting.append(key)
             held -= bytes_
     return tuple(resting)
+
+
+def _is_launched(probes: Sequence[Probe]) -> bool:
+    """Whether this is one task alone, kernel by kernel.
+
+    It is bound by the host's launches, which vary most, and every share is divided by its rate.
+    """
+    return len(probes) == 1 and probes[0].task.parameters.get("step") != StepChoice.GRAPH
 
 
 def _rate(steps: Sequence[Step]) -> float:
