@@ -16,7 +16,7 @@ from fedmt_flower.bench.allocation_table import (
     rows,
 )
 from fedmt_flower.bench.driver import Bench, usage_values
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task, volumes_of
 from fedmt_flower.bench.planned import chosen
 from fedmt_flower.bench.rates import take_rate
 from fedmt_flower.bench.result import Bar, Json, Result
@@ -153,13 +153,8 @@ class _Setting:
 
         def choose() -> dict[str, Json]:
             rates = [self._profiler.measure([solo(self._profiler, task)]).rates[0] for task in self._tasks]
-            unit = float(self._bench.settings["round_s"]) / sum(
-                part / rate for part, rate in zip(VOLUMES[ratio], rates, strict=True)
-            )
-            batch = int(self._bench.settings["batch"])
-            return {
-                task.name: batch * part * max(1, round(unit / batch))
-                for task, part in zip(self._tasks, VOLUMES[ratio], strict=True)
-            }
+            seconds, batch = float(self._bench.settings["round_s"]), int(self._bench.settings["batch"])
+            volumes = volumes_of(seconds, rates, VOLUMES[ratio], batch)
+            return {task.name: volume for task, volume in zip(self._tasks, volumes, strict=True)}
 
         return self._bench.recorder.take(f"{self._name} | volumes | {ratio}", choose)

@@ -75,6 +75,15 @@ def synthetic_task(name: str, batch: int = BATCH, quick: bool = False, **paramet
     )
 
 
+def volumes_of(seconds: float, rates: Sequence[float], parts: Sequence[int], batch: int) -> tuple[int, ...]:
+    """Dᵢ in samples, whole batches in the ratio of `parts`: a round in turn takes about `seconds`.
+
+    `rates` are the P_bᵢ in samples/s; there is at least one batch for each part.
+    """
+    unit = seconds / sum(part / rate for part, rate in zip(parts, rates, strict=True))
+    return tuple(batch * part * max(1, round(unit / batch)) for part in parts)
+
+
 def probes(profiler: Profiler, tasks: tuple[Task, ...], allocation: Allocation) -> tuple[Probe, ...]:
     """The tasks in the seats that `allocation` gives them."""
     plan = plan_round(allocation, tuple(task.name for task in tasks))

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedmt_flower.bench.allocation_table import interval
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task, volumes_of
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.spread import spread
 from fedmt_flower.device.profile.profiler import Probe, Profiler
@@ -86,9 +86,9 @@ def report(result: Result) -> str:
 
 def _volume(profiler: Profiler, alone: list[Probe], settings: dict[str, Json]) -> dict[str, Json]:
     """Dᵢ in whole batches, such that the round in turn takes about its time."""
-    per_sample = sum(1 / profiler.measure([probe]).rates[0] for probe in alone)
-    batch = int(settings["batch"])
-    return {"samples": batch * max(1, round(float(settings["round_s"]) / per_sample / batch))}
+    rates = [profiler.measure([probe]).rates[0] for probe in alone]
+    volumes = volumes_of(float(settings["round_s"]), rates, [1] * len(rates), int(settings["batch"]))
+    return {"samples": volumes[0]}
 
 
 def _mean_of(taken: list[dict[str, Any]], key: str, unit: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_task, volumes_of
 from fedmt_flower.bench.planned import features, problem_of
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.round_table import BEST, FEDMT, TEMPORAL, YIELDING, judge, markdown
@@ -109,17 +109,11 @@ class _Mix:
 
     def _volumes(self, ratio: str) -> dict[str, int]:
         """Dᵢ in whole batches, such that the round in turn takes about its time; the same on resuming."""
-        parts = VOLUMES[ratio]
         _, known = features(self._bench, self._profiler, self._tasks)
-        seconds = sum(
-            part / known[task.name].solo_rate for part, task in zip(parts, self._tasks, strict=True)
-        )
-        unit = float(self._bench.settings["round_s"]) / seconds
-        batch = int(self._bench.settings["batch"])
-        return {
-            task.name: batch * part * max(1, round(unit / batch))
-            for part, task in zip(parts, self._tasks, strict=True)
-        }
+        rates = [known[task.name].solo_rate for task in self._tasks]
+        seconds, batch = float(self._bench.settings["round_s"]), int(self._bench.settings["batch"])
+        volumes = volumes_of(seconds, rates, VOLUMES[ratio], batch)
+        return {task.name: volume for task, volume in zip(self._tasks, volumes, strict=True)}
 
     def _plan(self, cell: str, volumes: Mapping[str, int]) -> dict[str, Json]:
         """The budgets that the model chooses, and the task that it expects to end last."""

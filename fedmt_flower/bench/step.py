@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from fedmt_flower.bench.allocation_table import EQUAL, SETTINGS
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, PLAIN, SCHEMES, by_step, probes, solo, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, PLAIN, SCHEMES, by_step, probes, solo, synthetic_task, volumes_of
 from fedmt_flower.bench.planned import chosen, features
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.step_table import CHOSEN, judge, markdown
@@ -72,9 +72,9 @@ class _Setting:
     def _volumes(self) -> int:
         """Dᵢ of every task, in whole batches, such that the plain round in turn takes about its time."""
         _, known = features(self._bench, self._profiler, self._tasks[PLAIN])
-        each = float(self._bench.settings["round_s"]) / sum(1.0 / task.solo_rate for task in known.values())
-        batch = int(self._bench.settings["batch"])
-        return batch * max(1, round(each / batch))
+        rates = [task.solo_rate for task in known.values()]
+        seconds, batch = float(self._bench.settings["round_s"]), int(self._bench.settings["batch"])
+        return volumes_of(seconds, rates, [1] * len(rates), batch)[0]
 
     def _placed(self, kind: str, volume: int) -> dict[str, tuple[Probe, ...]]:
         """The seats of every scheme: equal budgets, and those chosen for each objective."""

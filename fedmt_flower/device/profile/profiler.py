@@ -268,8 +268,8 @@ class Profiler:
     def cover(self, volumes: Sequence[tuple[Probe, int]], *, in_turn: bool = False) -> Makespan:
         """Run a round of training to the end: each probe over its volume in samples, together or in turn.
 
-        In turn, the time between one task's end and the next one's start is left out: a baseline must not
-        pay for the messages of this measurement.
+        In turn, the time between one task's end and the next one's start is left out, and the joules of that
+        time: a baseline must not pay for the messages of this measurement.
         """
         return self._retry([probe for probe, _ in volumes], lambda: self._cover(volumes, in_turn))
 
@@ -313,11 +313,16 @@ class Profiler:
             orders = [(probe, Cover(start=start, samples=samples)) for probe, samples in together]
             answers += self._runner.run(self._ask_all(orders, Covered, patience_s=_LONGEST_ROUND_S))
         begun, ended = min(answer.begun for answer in answers), max(answer.ended for answer in answers)
-        pauses = sum(b.begun - a.ended for a, b in pairwise(answers)) if in_turn else 0.0
+        pauses, usage = 0.0, self._usage(begun, ended)
+        if in_turn:
+            pauses = sum(b.begun - a.ended for a, b in pairwise(answers))
+            spent = [self.telemetry.usage(answer.begun, answer.ended).energy_j for answer in answers]
+            known = [joules for joules in spent if joules is not None]
+            usage = replace(usage, energy_j=sum(known) if len(known) == len(spent) else None)
         return Makespan(
             seconds=ended - begun - pauses,
             ends=tuple(answer.ended - begun for answer in answers),
-            usage=self._usage(begun, ended),
+            usage=usage,
             began=begun,
         )
 
