@@ -80,7 +80,9 @@ class Recorder:
 
     def add(self, cell: str, repeat: int, values: dict[str, Json], flags: Sequence[str] = ()) -> None:
         """Keep one repeat of `cell`."""
-        sample = Sample(cell=cell, repeat=repeat, values=values, flags=tuple(flags))
+        # As it will be read again, whatever has been or is yet to be taken up: with lists for tuples.
+        kept = msgspec.json.decode(msgspec.json.encode(values))
+        sample = Sample(cell=cell, repeat=repeat, values=kept, flags=tuple(flags))
         self.samples.append(sample)
         line = {"seconds": round(self.seconds, 3), "sample": sample}
         with self._path.open("ab") as file:
@@ -90,9 +92,8 @@ class Recorder:
         """The values of a cell that has one repeat only, measured unless they are there."""
         if (there := self.find(cell)) is not None:
             return there
-        values = measure()
-        self.add(cell, 0, values)
-        return values
+        self.add(cell, 0, measure())
+        return self.samples[-1].values
 
     def find(self, cell: str) -> dict[str, Json] | None:
         """The values of the first repeat of `cell` that was taken; None if there is none."""

@@ -66,3 +66,10 @@ def test_what_has_one_repeat_is_measured_once(tmp_path: Path) -> None:
     assert keeper.take("only", lambda: {"value": 1}) == {"value": 1}
     assert keeper.take("only", lambda: {"value": 2}) == {"value": 1}
     assert len(keeper.samples) == 1
+
+
+def test_what_is_kept_is_what_will_be_read(tmp_path: Path) -> None:
+    first = recorder(tmp_path / "x.jsonl")
+    assert first.take("once", lambda: {"pairs": ((1, 2.0),)}) == {"pairs": [[1, 2.0]]}
+    assert first.take("once", dict) == {"pairs": [[1, 2.0]]}
+    assert recorder(tmp_path / "x.jsonl", resume=True).samples == first.samples
