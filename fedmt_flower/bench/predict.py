@@ -77,7 +77,7 @@ def selection_regret(model: ThroughputModel, samples: Sequence[CoRunSample], obj
     """
     lost = []
     for group in by_mix(samples):
-        weights = 1.0 / group.runs.solo_rates if objective is Objective.FAIRNESS else 1.0
+        weights = 1.0 / group.runs.reference_rates if objective is Objective.FAIRNESS else 1.0
         measured = (group.rates * weights).sum(axis=1)
         chosen = (model.rates(group.runs) * weights).sum(axis=1).argmax()
         lost.append(1.0 - measured[chosen] / measured.max())

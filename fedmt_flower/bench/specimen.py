@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,7 +16,13 @@ BATCHES: Final = (32, 64, 128, 256)
 DEVICE: Final = DeviceFeatures(name="made up", units=132, peak=6e13, bandwidth=2.4e12)
 ZOO: Final = {
     name: TaskFeatures(
-        task=name, model=name, flops=flops, traffic=traffic, solo_rate=rate, quarter_share=quarter
+        task=name,
+        model=name,
+        flops=flops,
+        traffic=traffic,
+        solo_rate=rate,
+        quarter_share=quarter,
+        batch_rates=tuple((batch, rate * 1.08 ** math.log2(batch / 128)) for batch in BATCHES),
     )
     for name, (flops, traffic, rate, quarter) in {
         "d121": (1.8e9, 6.0e7, 1965, 0.80),
@@ -43,8 +50,8 @@ class Contention:
         busy = 4.0 ** (power - 1)
         doublings = np.log2(runs.batches / [task.reference_batch for task in runs.tasks])
         budget = runs.budgets / 100
-        solo = np.where(budget > 0, np.maximum(budget, 1e-9) ** power, 0.0) * 1.08**doublings
-        demand = solo * busy * 1.03**doublings
+        solo = np.where(budget > 0, np.maximum(budget, 1e-9) ** power, 0.0)
+        demand = solo * busy * 1.11**doublings
         total = demand.sum(axis=1, keepdims=True)
         excess = np.maximum(1.0, total) * (1 + 0.06 * np.maximum(0.0, total - 1.0))
         return np.where(runs.running, runs.solo_rates * solo / excess, 0.0)

@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from fedmt_flower.bench.mixes import BATCH, ZOO, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, ZOO, fast_step, synthetic_task
 from fedmt_flower.bench.result import installed, this_machine
 from fedmt_flower.cli.tables import plural
 from fedmt_flower.device.backends import chosen, make_backend
@@ -25,7 +25,7 @@ from fedmt_flower.device.profile.profiler import Profiler, Window
 from fedmt_flower.device.profile.samples import Missing, Rates, SamplesFile
 from fedmt_flower.device.profile.survey import Step, Subject, Survey, profile_of
 from fedmt_flower.domain.device import Backend, DeviceSettings
-from fedmt_flower.domain.task import Task, TaskKind
+from fedmt_flower.domain.task import Scalar, Task, TaskKind
 from fedmt_flower.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure the paper's models on synthetic images in place of the configured tasks",
     )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="with --paper: the fastest steps in place of ordinary ones (captured, bfloat16, channels last)",
+    )
     parser.add_argument("--quick", action="store_true", help="short windows, small networks: a try")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
@@ -78,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("device inline: tasks that share no device cannot be profiled; take cpu or mps")
     console = Console(stderr=True, highlight=False)
     if arguments.paper:
-        subjects = _paper(arguments.quick)
+        subjects = _paper(arguments.quick, fast_step(chosen(settings.device)) if arguments.fast else {})
     else:
         subjects = _configured(settings, _batch_sizes(arguments.batches), console)
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
@@ -113,12 +118,12 @@ def _subject(task: Task, batches: Sequence[int]) -> Subject:
     return Subject(task=task, reference=own, batches=tuple(batches) or (max(1, own // 2), own, 2 * own))
 
 
-def _paper(quick: bool) -> tuple[Subject, ...]:
+def _paper(quick: bool, step: Mapping[str, Scalar]) -> tuple[Subject, ...]:
     batches = _QUICK_BATCHES if quick else _PAPER_BATCHES
     reference = _QUICK_BATCHES[-1] if quick else BATCH
     # One size of the data for all batch sizes, so that a step is all that differs.
     return tuple(
-        Subject(task=synthetic_task(name, reference, quick), reference=reference, batches=batches)
+        Subject(task=synthetic_task(name, reference, quick, **step), reference=reference, batches=batches)
         for name in ZOO
     )
 

@@ -67,6 +67,8 @@ class TaskFeatures:
     quarter_share
         Solo rate at a budget of 25 % over `solo_rate`; near 1 for a task that leaves most of the device
         idle, near 0.25 for one that fills it. 0.5 where it was not measured.
+    batch_rates
+        Solo rates at 100 % by batch size: pairs of samples and samples/s, as far as they were measured.
     """
 
     task: str
@@ -77,6 +79,7 @@ class TaskFeatures:
     reference_batch: int = 128
     step: StepKind = StepKind.EAGER
     quarter_share: float = 0.5
+    batch_rates: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         _check_positive(
@@ -87,6 +90,8 @@ class TaskFeatures:
             reference_batch=self.reference_batch,
             quarter_share=self.quarter_share,
         )
+        for batch, rate in self.batch_rates:
+            _check_positive(f"features of {self.task}, batch_rates", batch=batch, rate=rate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

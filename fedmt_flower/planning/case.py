@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fedmt_flower.domain.plan import DevicePlan, Sharing
-from fedmt_flower.planning.batch_curves import BatchCurves
 from fedmt_flower.planning.correction import CorrectedModel
 from fedmt_flower.planning.experience import Experience
 from fedmt_flower.planning.framing import TaskFacts
@@ -31,8 +30,6 @@ class Case:
         The problem.
     model, basis
         What predicts how tasks share a device under budgets, and in a few words what that rests on.
-    knows_batches
-        Whether it tells batch sizes apart.
     tasks
         The tasks of the request.
     experience
@@ -42,7 +39,6 @@ class Case:
     request: PlanRequest
     model: ThroughputModel
     basis: str
-    knows_batches: bool
     tasks: Sequence[TaskFacts]
     experience: Experience
 
@@ -51,9 +47,6 @@ class Case:
         """The model with which the round is planned."""
         capped = self.request.sharing is Sharing.CAPPED
         model: ThroughputModel = WholeUnits(model=self.model) if capped else EqualSlowdownModel()
-        if not (capped and self.knows_batches):
-            curves = {facts.features.task: facts.speeds for facts in self.tasks}
-            model = BatchCurves(model=model, curves=curves)
         return CorrectedModel(model=model, correction=self.experience.correction)
 
     def solve(self) -> PlannedRound:

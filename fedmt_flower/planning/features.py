@@ -9,45 +9,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
 
-from fedmt_flower.domain.profile import DeviceFeatures, StepKind, TaskFeatures
+from fedmt_flower.domain.profile import StepKind, TaskFeatures
 from fedmt_flower.planning.throughput import Array, CoRuns
 
-FEATURES: Final[dict[str, int]] = {
-    "log_flops": 0,
-    "log_traffic": 0,
-    "log_intensity": 0,
-    "log_solo_rate": 0,
-    "compute_use": 0,
-    "bandwidth_use": 0,
-    "quarter_share": 0,
-    "graph": 0,
-    "log_units": 0,
-    "log_peak": 0,
-    "log_bandwidth": 0,
-    "log_batch": 0,
-    "log_batch_ratio": 0,
-    "log_step_s": 0,
+NATURE: Final = (
+    "log_intensity",
+    "compute_use",
+    "bandwidth_use",
+    "filling",
+    "log_step_s",
+    "log_batch",
+    "log_solo_rate",
+    "graph",
+    "log_units",
+    "log_peak",
+    "log_bandwidth",
+)
+"""What a task is by itself, at its batch size, and the device; left to the data."""
+CONTENTION: Final[dict[str, int]] = {
     "budget": 1,
+    "log_share": 1,
     "budget_part": 1,
-    "compute_part": 1,
     "log_expected": 1,
     "others": -1,
     "others_budget": -1,
+    "others_demand": -1,
     "others_compute": -1,
     "others_bandwidth": -1,
-    "others_demand": -1,
-    "others_batch_demand": -1,
+    "others_compute_whole": -1,
+    "others_bandwidth_whole": -1,
     "others_kernel": -1,
     "others_graph": -1,
     "others_budget_max": -1,
     "others_demand_max": -1,
 }
-"""Feature names, each with the sign of its effect on the rate: 1 raises, -1 lowers, 0 is left to the data."""
+"""What budgets and company do to it, each with the sign of its effect on the rate."""
+FEATURES: Final[dict[str, int]] = {**dict.fromkeys(NATURE, 0), **CONTENTION}
+"""Feature names in the order of `design`'s columns: 1 raises the rate, -1 lowers it, 0 may do either."""
+EXPECTED: Final = tuple(FEATURES).index("log_expected")
+"""Column of the analytic estimate: the logarithm of the share if only the device's units are scarce."""
 
 _EXACT: Final = 2.0**20
 
@@ -59,89 +63,86 @@ def design(runs: CoRuns) -> Array:
     """
     running = runs.running.T
     features = np.empty((np.count_nonzero(running), len(FEATURES)), dtype=np.float32)
-    static, contention = _static(runs.device, runs.tasks), _Contention(runs)
+    setting = _Setting(runs)
     end = 0
-    for i, task in enumerate(runs.tasks):
+    for i in range(len(runs.tasks)):
         rows = np.flatnonzero(running[i])
         block = features[end : end + len(rows)]
         end += len(rows)
-        batch = np.log2(runs.batches[rows, i])
-        block[:, : len(static[i])] = static[i]
-        block[:, len(static[i])] = batch
-        block[:, len(static[i]) + 1] = batch - np.log2(task.reference_batch)
-        block[:, len(static[i]) + 2] = batch - np.log2(task.solo_rate)
-        for column, values in enumerate(contention.of(i), start=len(static[i]) + 3):
+        for column, values in enumerate((*setting.nature(i), *setting.contention(i))):
             block[:, column] = values[rows]
     return features  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=64)
-def _static(device: DeviceFeatures, tasks: tuple[TaskFeatures, ...]) -> Array:
-    """What does not change with the setting: shape (n, 11). A search asks for it hundreds of times."""
-    return np.array(
-        [
-            [
-                *np.log2([task.flops, task.traffic, task.flops / task.traffic, task.solo_rate]),
-                task.solo_rate * task.flops / device.peak,
-                task.solo_rate * task.traffic / device.bandwidth,
-                task.quarter_share,
-                float(task.step is StepKind.GRAPH),
-                *np.log2([device.units, device.peak, device.bandwidth]),
-            ]
-            for task in tasks
-        ]
-    )
-
-
-class _Contention:
-    """What changes with the budgets and the company; arrays of shape (n, k) inside."""
+class _Setting:
+    """Quantities of n tasks in k settings; arrays of shape (n, k) inside, of shape (k,) outside."""
 
     def __init__(self, runs: CoRuns) -> None:
         tasks, device = runs.tasks, runs.device
-        self._compute_use = _column(task.solo_rate * task.flops / device.peak for task in tasks)
-        bandwidth_use = _column(task.solo_rate * task.traffic / device.bandwidth for task in tasks)
-        taken = self._taken(tasks, runs.budgets)
-        budget, _, demand, used = taken
+        batches, self._solo = np.ascontiguousarray(runs.batches.T), np.ascontiguousarray(runs.solo_rates.T)
+        flops, traffic = _column(task.flops for task in tasks), _column(task.traffic for task in tasks)
+        graph = _column(task.step is StepKind.GRAPH for task in tasks)
+        step_s = batches / self._solo
+        compute, bandwidth = self._solo * flops / device.peak, self._solo * traffic / device.bandwidth
+        everywhere = np.ones_like(batches)
+        self._nature = (
+            np.log2(flops / traffic) * everywhere,
+            compute,
+            bandwidth,
+            filling(tasks) * everywhere,
+            np.log2(step_s),
+            np.log2(batches),
+            np.log2(self._solo),
+            graph * everywhere,
+            *(value * everywhere for value in np.log2([device.units, device.peak, device.bandwidth])),
+        )
+        budget, _, demand = taken = self._taken(tasks, runs.budgets)
         self._own = taken if runs.ceilings is None else self._taken(tasks, runs.ceilings)
-        batches = np.ascontiguousarray(runs.batches.T)
-        ideal_ms = batches * _column(1e3 * task.flops / device.peak for task in tasks)
-        growth = batches / _column(task.reference_batch for task in tasks)
         running = 1.0 * (budget > 0)
-        graph = running * _column(task.step is StepKind.GRAPH for task in tasks)
         self._sums = [
             (values, values.sum(axis=0))
             for values in (
                 running,
                 budget,
-                used,
-                _exact(budget * bandwidth_use),
                 demand,
-                _exact(demand * growth),
-                _exact(budget * np.log2(1.0 + ideal_ms)),
-                graph,
+                _exact(budget * compute),
+                _exact(budget * bandwidth),
+                _exact(running * compute),
+                _exact(running * bandwidth),
+                _exact(budget * np.log2(1.0 + 1e3 * step_s)),
+                running * graph,
             )
         ]
         self._maxima = [(values, *_top_two(values)) for values in (budget, demand)]
 
-    def _taken(self, tasks: tuple[TaskFeatures, ...], budgets: Array) -> tuple[Array, Array, Array, Array]:
-        """Budget (a fraction), solo share, demand and arithmetic that `budgets` (%, shape (k, n)) mean."""
+    def _taken(self, tasks: tuple[TaskFeatures, ...], budgets: Array) -> tuple[Array, Array, Array]:
+        """Budget (a fraction), solo share and demand that `budgets` (%, shape (k, n)) mean."""
         budget = _exact(np.ascontiguousarray(budgets.T) / 100.0)
         share, demand = saturation(tasks, budget)
-        return budget, share, _exact(demand), _exact(budget * self._compute_use)
+        return budget, share, _exact(demand)
 
-    def of(self, i: int) -> list[Array]:
-        """The features of task i that follow the static ones and its batch size: arrays of shape (k,)."""
+    def nature(self, i: int) -> list[Array]:
+        """Columns `NATURE` of task i."""
+        return [values[i] for values in self._nature]
+
+    def contention(self, i: int) -> list[Array]:
+        """Columns `CONTENTION` of task i."""
         others = [total - values[i] for values, total in self._sums]
         largest = [np.where(values[i] == first, second, first) for values, first, second in self._maxima]
-        budget, share, demand, used = (values[i] for values in self._own)
+        budget, share, demand = (values[i] for values in self._own)
         with np.errstate(divide="ignore", invalid="ignore"):
             own = [
                 budget,
+                np.log(share),
                 budget / (budget + others[1]),
-                used / (used + others[2]),
-                np.log(share / np.maximum(1.0, demand + others[4])),
+                np.log(share / np.maximum(1.0, demand + others[2])),
             ]
         return [*own, *others, *largest]
+
+
+def filling(tasks: tuple[TaskFeatures, ...]) -> Array:
+    """How far each task alone fills the device, from 0 to 1: the power p of `saturation`; shape (n, 1)."""
+    return np.clip(-np.log2(_column(task.quarter_share for task in tasks)) / 2.0, 0.0, 1.0)
 
 
 def saturation(tasks: tuple[TaskFeatures, ...], budget: Array) -> tuple[Array, Array]:
@@ -151,7 +152,7 @@ def saturation(tasks: tuple[TaskFeatures, ...], budget: Array) -> tuple[Array, A
     quarter. A task that fills the device (p = 1) demands r of it, one that is as fast on a quarter (p = 0)
     demands a quarter.
     """
-    power = np.clip(-np.log2(_column(task.quarter_share for task in tasks)) / 2.0, 0.0, 1.0)
+    power = filling(tasks)
     share = np.where(budget > 0, np.maximum(budget, 1e-9) ** power, 0.0)
     return share, share * 4.0 ** (power - 1.0)
 
@@ -181,7 +182,3 @@ def _top_two(values: Array) -> tuple[Array, Array]:
         second = np.maximum(second, np.minimum(first, row))
         first = np.maximum(first, row)
     return first, second
-
-
-EXPECTED: Final = tuple(FEATURES).index("log_expected")
-"""Column of the analytic estimate: the logarithm of the share if only the device's units are scarce."""

@@ -55,8 +55,6 @@ class TaskFacts:
         Whether it may be handed over between two steps.
     counted
         Whether its operations and traffic were counted; else its features hold 1 of each.
-    speeds
-        Measured solo rates in samples/s by batch size.
     memory
         Bytes that it holds, by batch size; empty where memory is no limit.
     """
@@ -67,7 +65,6 @@ class TaskFacts:
     adapts: bool = True
     stepped: bool = True
     counted: bool = True
-    speeds: Mapping[int, float] = field(default_factory=dict)
     memory: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -184,7 +181,7 @@ def workload_of(tasks: Iterable[TaskFacts]) -> Workload | None:
         )
         for facts in tasks
         if facts.counted
-        for batch, rate in facts.speeds.items()
+        for batch, rate in facts.features.batch_rates
     ]
     return fit_workload(steps) if len(steps) >= 3 else None
 

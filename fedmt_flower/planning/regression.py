@@ -1,4 +1,4 @@
-"""Throughput models that regress log(Pᵢ/P_bᵢ) on `planning.features`."""
+"""Throughput models that regress log(Pᵢ/P̂ᵢ), P̂ᵢ the solo rate at the batch size, on `planning.features`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RegressionModel:
         running = runs.running.T
         if running.any():
             rates[running] = np.exp(self.regressor.predict(design(runs)))
-        return rates.T * runs.solo_rates
+        return np.asarray(rates.T * runs.solo_rates)
 
 
 def training_set(samples: Sequence[CoRunSample]) -> tuple[Array, Array]:

@@ -52,9 +52,28 @@ class CoRuns:
         return self.budgets if self.ceilings is None else self.ceilings
 
     @property
-    def solo_rates(self) -> Array:
+    def reference_rates(self) -> Array:
         """P_bᵢ in samples/s; shape (n,)."""
         return np.array([task.solo_rate for task in self.tasks])
+
+    @property
+    def solo_rates(self) -> Array:
+        """What each task does alone at 100 % with its batch size, in samples/s; shape (k, n).
+
+        Between and beyond the batch sizes that were measured it is interpolated by logarithms; where none
+        was but the reference, all have its rate.
+        """
+        columns = zip(self.tasks, self.batches.T, strict=True)
+        return np.stack([_alone(task, batches) for task, batches in columns], axis=1)
+
+
+def _alone(task: TaskFeatures, batches: Array) -> Array:
+    """Solo rates of `task` at `batches`."""
+    curve = sorted({**dict(task.batch_rates), task.reference_batch: task.solo_rate}.items())
+    if len(curve) == 1:
+        return np.full(batches.shape, task.solo_rate)
+    sizes, rates = np.log(np.array(curve, dtype=float)).T
+    return np.asarray(np.exp(np.interp(np.log(batches), sizes, rates)))
 
 
 class ThroughputModel(Protocol):

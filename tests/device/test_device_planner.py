@@ -328,7 +328,7 @@ def test_on_a_gpu_a_task_is_known_with_its_memory_and_the_device_with_its_own_st
     assert known.device.memory_limit > 2**32
     for facts in known.tasks:
         assert facts.memory[32] < facts.memory[128] < facts.memory[256] < known.device.memory_limit
-        assert facts.speeds[32] > 0
+        assert dict(facts.features.batch_rates)[32] > 0
         assert 0.25 <= facts.features.quarter_share <= 1.0
         assert facts.counted
 

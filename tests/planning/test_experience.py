@@ -84,7 +84,6 @@ def test_an_outside_load_lowers_the_virtual_resource_until_it_has_gone(
             request=request,
             model=truth,
             basis="truth",
-            knows_batches=True,
             tasks=tasks,
             experience=experience,
         )
@@ -109,9 +108,7 @@ def test_a_deviation_seen_for_the_first_time_is_the_models_error_and_no_contenti
         tasks,
         loads={},
     )
-    case = Case(
-        request=request, model=truth, basis="truth", knows_batches=True, tasks=tasks, experience=Experience()
-    )
+    case = Case(request=request, model=truth, basis="truth", tasks=tasks, experience=Experience())
     learnt = Experience().after(run(case, 0.3))
     assert learnt.moderation == Moderation()
     assert {task for task, _ in learnt.correction.factors} == set(VOLUMES)

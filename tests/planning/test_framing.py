@@ -21,7 +21,6 @@ from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.analytic import AnalyticModel, ThreadModel
-from fedmt_flower.planning.batch_curves import BatchCurves
 from fedmt_flower.planning.batching import batch_choices
 from fedmt_flower.planning.case import Case
 from fedmt_flower.planning.experience import Experience
@@ -32,6 +31,7 @@ from fedmt_flower.planning.trivial import EqualSlowdownModel
 from fedmt_flower.planning.whole_units import WholeUnits
 
 FEDMT = Allocation(policy=Policy.FEDMT)
+SPEEDS = {64: 0.7, 128: 1.0, 256: 1.2}
 LINK = Link(up_mbps=400, down_mbps=400)
 ISOLATED = Allocation(policy=Policy.ISOLATED)
 ADAPTING = Coordination(batching=BatchRules(policy=Batching.PROPORTIONAL))
@@ -46,10 +46,12 @@ def gpu(device: DeviceFeatures) -> DeviceFacts:
 def tasks(zoo: dict[str, TaskFeatures]) -> tuple[TaskFacts, ...]:
     return tuple(
         TaskFacts(
-            features=zoo[name],
+            features=replace(
+                zoo[name],
+                batch_rates=tuple((b, part * zoo[name].solo_rate) for b, part in SPEEDS.items()),
+            ),
             volume=Volume(task=name, samples=samples, download_bytes=4 * 10**7, upload_bytes=4 * 10**7),
             examples=samples,
-            speeds={64: 0.7 * zoo[name].solo_rate, 128: zoo[name].solo_rate, 256: 1.2 * zoo[name].solo_rate},
         )
         for name, samples in {"v16": 24000, "r18": 36000, "m3": 12000}.items()
     )
@@ -64,7 +66,6 @@ def case_of(
         request=request,
         model=AnalyticModel(),
         basis="analytic model",
-        knows_batches=False,
         tasks=tasks,
         experience=Experience(),
     )
@@ -134,7 +135,7 @@ def test_time_slices_slow_all_down_alike(gpu: DeviceFacts, tasks: tuple[TaskFact
     assert planned.plan.sharing is Sharing.TIME_SLICED
     assert planned.forecast.basis == "equal slowdown"
     batches = {place.task: place.batch_size for place in planned.plan.tasks}
-    rates = {facts.features.task: facts.speeds for facts in tasks}
+    rates = {facts.features.task: dict(facts.features.batch_rates) for facts in tasks}
     assert batches["r18"] == 2 * batches["m3"]  # type: ignore[operator]
     for task, rate in planned.forecast.rates.items():
         speeds = rates[task]
@@ -277,13 +278,14 @@ def test_budgets_are_seen_as_the_device_rounds_them(zoo: dict[str, TaskFeatures]
     assert rates[2, 0] == 0.0
 
 
-def test_curves_scale_a_model_that_knows_no_batch_sizes(zoo: dict[str, TaskFeatures]) -> None:
+def test_alone_a_task_has_the_rate_of_its_batch_size(zoo: dict[str, TaskFeatures]) -> None:
+    curved = replace(zoo["r18"], batch_rates=((256, 1.5 * zoo["r18"].solo_rate),))
     runs = CoRuns(
         device=DeviceFeatures(name="gpu", units=132, peak=1e13, bandwidth=1e12),
-        tasks=(zoo["r18"], zoo["m3"]),
-        batches=np.array([[128.0, 128.0], [256.0, 256.0], [64.0, 32.0]]),
-        budgets=np.full((3, 2), 100.0),
+        tasks=(curved, replace(zoo["m3"], batch_rates=())),
+        batches=np.array([[128.0, 128.0], [256.0, 256.0], [64.0, 32.0], [181.02, 1.0]]),
+        budgets=np.full((4, 2), 100.0),
     )
-    curves = BatchCurves(model=EqualSlowdownModel(), curves={"r18": {128: 100.0, 256: 150.0}})
-    shares = curves.rates(runs) / runs.solo_rates
-    assert shares == pytest.approx(np.array([[0.5, 0.5], [0.75, 0.5], [0.5, 0.5]]))
+    parts = runs.solo_rates / runs.reference_rates
+    assert parts == pytest.approx(np.array([[1.0, 1.0], [1.5, 1.0], [1.0, 1.0], [1.5**0.5, 1.0]]), rel=1e-4)
+    assert EqualSlowdownModel().rates(runs) == pytest.approx(runs.solo_rates / 2)

@@ -22,7 +22,7 @@ def runs(device: DeviceFeatures, zoo: dict[str, TaskFeatures]) -> CoRuns:
 
 
 def test_it_learns_what_the_samples_say(fitted: XGBoostModel, samples: list[CoRunSample]) -> None:
-    assert relative_errors(fitted, samples).mean() < 0.03
+    assert relative_errors(fitted, samples).mean() < 0.04
 
 
 def test_a_task_that_does_not_run_has_no_rate(fitted: XGBoostModel, runs: CoRuns) -> None:

@@ -198,13 +198,13 @@ def facts_of(task: Task, size: int, appraised: Appraised, seen: Examined, solo: 
             reference_batch=appraised.batch,
             step=seen.step,
             quarter_share=seen.share,
+            batch_rates=tuple(sorted(seen.speeds.items())),
         ),
         volume=Volume(task=task.name, samples=appraised.samples, download_bytes=size, upload_bytes=size),
         examples=appraised.examples,
         adapts=appraised.adapts,
         stepped=task.kind is TaskKind.STEPPED,
         counted=seen.flops > 1.0,
-        speeds=seen.speeds,
         memory=seen.memory if any(seen.memory.values()) else {},
     )
 

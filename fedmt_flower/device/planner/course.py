@@ -49,7 +49,6 @@ class Course:
             request=request,
             model=chosen.model,
             basis=chosen.basis,
-            knows_batches=bool(chosen.devices),
             tasks=tasks,
             experience=self.experience,
         )

@@ -24,7 +24,7 @@ SHIPPED: Final = "models"
 class Chosen:
     """A throughput model and, in a few words, what it rests on.
 
-    `devices` are those on whose samples it was fitted; one that was not knows nothing of batch sizes.
+    `devices` are those on whose samples it was fitted.
     """
 
     model: ThroughputModel

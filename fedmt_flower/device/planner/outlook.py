@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from fedmt_flower.device.planner.appraisal import job_to_measure
 from fedmt_flower.device.planner.scout import Known, Scout
 from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.device.processes.worker_handle import Finished
-from fedmt_flower.device.profile.samples import Line, Profile, Rates, read_lines, samples_of, task_features
+from fedmt_flower.device.profile.samples import Profile, read_lines, samples_of, task_features
 from fedmt_flower.domain.device import DeviceSettings
 from fedmt_flower.domain.network import Volume
 from fedmt_flower.domain.plan import Sharing
@@ -157,18 +156,8 @@ def profiled(path: Path, order: RoundOrder, weights: Mapping[str, Weights], tell
             examples=appraised[assignment.task.name].examples,
             adapts=appraised[assignment.task.name].adapts,
             stepped=assignment.task.kind is TaskKind.STEPPED,
-            speeds=_speeds(entries, assignment.task.name),
         )
         for assignment in order.assignments
     )
     device = DeviceFacts(features=samples[0].device, levels=profile.levels)
     return Known(device=device, tasks=tasks, unknown={})
-
-
-def _speeds(entries: list[Line], task: str) -> dict[int, float]:
-    """The solo rates of `task` with the whole device, by batch size: the median of each."""
-    alone: dict[int, list[float]] = {}
-    for entry in entries:
-        if isinstance(entry, Rates) and entry.tasks == (task,) and entry.budgets[0] >= 100.0:
-            alone.setdefault(entry.batches[0], []).append(entry.rates[0])
-    return {batch: statistics.median(rates) for batch, rates in sorted(alone.items())}

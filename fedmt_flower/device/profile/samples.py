@@ -249,5 +249,10 @@ def task_features(entries: Sequence[Line]) -> dict[str, TaskFeatures]:
             reference_batch=sampled.reference,
             step=cost.step,
             quarter_share=quarter_share(statistics.median(quarter or solo) / rate, profile.quarter),
+            batch_rates=tuple(
+                (batch, statistics.median(taken))
+                for batch in sampled.batches
+                if (taken := alone.get((sampled.task, batch, whole)))
+            ),
         )
     return found
