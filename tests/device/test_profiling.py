@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedmt_flower.device.backends.cpu import CpuBackend
-from fedmt_flower.device.profile.profiler import Probe, Profiler, Window, to_rest
+from fedmt_flower.device.profile.profiler import Probe, Profiler, Window
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.errors import EngineError
@@ -96,22 +96,6 @@ def test_a_task_that_cannot_train_is_an_error_that_names_it(profiler: Profiler) 
     broken = Probe(replace(task("broken"), model="fedmt_flower.tasks.models:nothing"), profiler.seat(1.0))
     with pytest.raises(EngineError, match="broken"):
         profiler.prepare([broken])
-
-
-@pytest.mark.parametrize(
-    ("wanted", "needed", "resting"),
-    [
-        ({"d"}, 10, ()),
-        ({"d"}, 50, ("a",)),
-        ({"d"}, 65, ("a", "b")),
-        ({"a"}, 50, ("b", "c")),
-        ({"a", "b", "c"}, 90, ()),
-    ],
-)
-def test_the_longest_unused_workers_give_their_memory_back(
-    wanted: set[str], needed: int, resting: tuple[str, ...]
-) -> None:
-    assert to_rest({"a": 30, "b": 10, "c": 10}, wanted, needed, usable=80) == resting
 
 
 def test_dismissed_workers_are_gone(profiler: Profiler) -> None:

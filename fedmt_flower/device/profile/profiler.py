@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -38,6 +38,7 @@ from fedmt_flower.device.ipc.seat import Seat
 from fedmt_flower.device.ipc.steps import Kernel, Step
 from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.device.processes.worker_handle import WorkerHandle
+from fedmt_flower.device.profile.room import Admission, to_rest
 from fedmt_flower.device.profile.telemetry import SPOILING, Sampler, Usage, source_for
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.round import Mode
@@ -59,10 +60,14 @@ _REHEARSAL = 4
 """Steps before a worker counts as warm: memory is held and kernels are chosen after two."""
 _WAKING = 2
 """Steps after which a worker that rested holds its memory again."""
-_STARTING = 6
-"""Workers that may start at once: each may hold, until it rests, what its task needs (ResNet-101: 7 GB)."""
+_UNKNOWN = 8 << 30
+"""Bytes that a worker is taken to hold until it first rests, of a task not met before (ResNet-101: 7 GB)."""
+_CONTEXT = 1 << 29
+"""Bytes that a process on a GPU is taken to hold besides its tensors."""
 _FILL = 0.93
 """Part of the device's memory that is used; the rest is for what nobody accounts for."""
+_PROCESSORS = len(os.sched_getaffinity(0))
+_HOST = "cpu"
 _ENDLESS = 1_000_000
 """Epochs, so that steps do not end by themselves."""
 
@@ -222,8 +227,7 @@ class Profiler:
         missing = {probe.key: probe for probe in probes if not self._is_warm(probe)}
         if not missing:
             return {}
-        self._runner.run(self._make_room(list(missing.values())))
-        said = dict(zip(missing, self._runner.run(self._warm_all(missing.values())), strict=True))
+        said = dict(zip(missing, self._runner.run(self._warm_all(list(missing.values()))), strict=True))
         self._needs |= {key: answer.memory_bytes for key, answer in said.items()}
         self._others = self.telemetry.fresh().memory_bytes - sum(self._awake.values())
         return said
@@ -363,15 +367,22 @@ class Profiler:
         # Last used, last to rest.
         self._awake |= {probe.key: self._awake.pop(probe.key, self._needs[probe.key]) for probe in probes}
 
-    async def _make_room(self, probes: Sequence[Probe]) -> None:
-        """Let workers rest for `probes`, which start: each may hold what its task needed at most so far."""
+    async def _make_room(self, probes: Sequence[Probe]) -> Admission:
+        """Let workers rest for `probes`, which start; what lets them do so side by side."""
         for probe in probes:
             self._awake.pop(probe.key, None)
+        needed = sum(sorted(map(self._expected, probes))[-_PROCESSORS:])
+        room = self._usable - sum(_CONTEXT for probe in probes if probe.seat.device != _HOST)
+        await self._rest(to_rest(self._awake, set(), min(needed, room), room))
+        return Admission(room - sum(self._awake.values()), _PROCESSORS)
+
+    def _expected(self, probe: Probe) -> int:
+        """Bytes that a worker of `probe` may hold while it starts: what its task needed at most so far."""
+        if probe.seat.device == _HOST:
+            return 0
         known = {key: self._probes[key].task.name for key in self._needs}
-        most = {name: max(self._needs[key] for key in known if known[key] == name) for name in known.values()}
-        largest = max(most.values(), default=0)
-        needs = sorted((most.get(probe.task.name, largest) for probe in probes), reverse=True)
-        await self._rest(to_rest(self._awake, set(), sum(needs[:_STARTING]), self._usable))
+        own = [self._needs[key] for key, name in known.items() if name == probe.task.name]
+        return max(own, default=_UNKNOWN)
 
     @property
     def _usable(self) -> int:
@@ -388,11 +399,11 @@ class Profiler:
         worker = self._workers.get(probe.key)
         return worker is not None and not worker.ended.done()
 
-    async def _warm_all(self, probes: Iterable[Probe]) -> list[Rehearsed]:
-        turns = asyncio.Semaphore(min(_STARTING, os.cpu_count() or 1))
+    async def _warm_all(self, probes: Sequence[Probe]) -> list[Rehearsed]:
+        admission = await self._make_room(probes)
 
         async def warm(probe: Probe) -> Rehearsed:
-            async with turns:
+            async with admission.turn(self._expected(probe)):
                 worker = await self._pool.acquire(_RUN, probe.task, probe.seat)
                 self._workers[probe.key], self._probes[probe.key] = worker, probe
                 answer = await self._ask(
@@ -441,27 +452,6 @@ class Profiler:
     async def _drop(self, probe: Probe) -> None:
         self._awake.pop(probe.key, None)
         await self._pool.discard(self._workers.pop(probe.key))
-
-
-def to_rest(awake: Mapping[str, int], wanted: Set[str], needed: int, usable: int) -> tuple[str, ...]:
-    """Which workers give their memory back, so that `needed` bytes more fit in `usable`.
-
-    Parameters
-    ----------
-    awake
-        What each worker holds, in bytes, the longest unused first.
-    wanted
-        Those that must go on.
-    """
-    resting: list[str] = []
-    held = sum(awake.values())
-    for key, bytes_ in awake.items():
-        if held + needed <= usable:
-            break
-        if key not in wanted:
-            resting.append(key)
-            held -= bytes_
-    return tuple(resting)
 
 
 def _is_launched(probes: Sequence[Probe]) -> bool:
