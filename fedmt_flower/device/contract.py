@@ -47,14 +47,15 @@ class Engine(Protocol):
         order
             The round.
         weights
-            The global weights, by task, for every assignment of `order`.
+            The global weights, by task, for every task that `order` brings.
         on_progress
             Called now and then while tasks train.
 
         Returns
         -------
         RoundResult
-            Complete also where tasks failed: a failed task has its error in its report and no weights.
+            Of the tasks that `order` brings; complete also where some failed: a failed task has its error in
+            its report and no weights.
 
         Raises
         ------

@@ -49,6 +49,7 @@ class InlineEngine:
     ) -> RoundResult:
         """Run one round of one site; see `fedmt_flower.device.contract.Engine`."""
         started = time.monotonic()
+        order = order.of(order.brings)  # the other nodes of its site have engines of their own
         assignments = {assignment.task.name: assignment for assignment in order.assignments}
         absent = [name for name in assignments if name not in weights]
         if absent:

@@ -6,8 +6,8 @@ Arrays travel beside these values, never in them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from fedmt_flower.domain.allocation import Allocation
@@ -132,6 +132,9 @@ class RoundOrder:
         Seed of the run, 0 or more.
     deadline_s
         Seconds after which a task of the round is given up; None waits as long as it takes.
+    lane
+        Names of those of its tasks whose weights come with this order, where a site has several nodes: the
+        others' come with orders of their own, of the same round. Empty: all of them come with it.
     """
 
     run: str
@@ -142,6 +145,7 @@ class RoundOrder:
     coordination: Coordination = field(default_factory=Coordination)
     seed: int = 0
     deadline_s: float | None = None
+    lane: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name("site", self.site)
@@ -150,6 +154,25 @@ class RoundOrder:
             raise ConfigError(f"round {self.round}, seed {self.seed}: expected 0 or more")
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise ConfigError(f"deadline_s: got {self.deadline_s}, expected more than 0 seconds")
+        names = [assignment.task.name for assignment in self.assignments]
+        if unknown := [task for task in self.lane if task not in names]:
+            raise ConfigError(f"lane: got {', '.join(unknown)}, expected some of {', '.join(names)}")
+        if self.lane and self.coordination.network.link is not None:
+            raise ConfigError(
+                f"network: site {self.site!r} has several nodes, whose messages cross a real link one beside "
+                "the other; no link can be emulated for them, use network=none"
+            )
+
+    @property
+    def brings(self) -> tuple[str, ...]:
+        """Names of the tasks whose weights come with this order, in the order of the assignments."""
+        names = (assignment.task.name for assignment in self.assignments)
+        return tuple(name for name in names if not self.lane or name in self.lane)
+
+    def of(self, tasks: Container[str]) -> RoundOrder:
+        """This order with those of its assignments alone that are of `tasks`."""
+        left = tuple(one for one in self.assignments if one.task.name in tasks)
+        return replace(self, assignments=left, lane=tuple(name for name in self.lane if name in tasks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,3 +275,11 @@ class RoundReport:
             if report.task == name:
                 return report
         raise KeyError(name)
+
+    def part(self, tasks: Container[str]) -> RoundReport:
+        """This report, of `tasks` alone; the plan stays the whole round's."""
+        return replace(
+            self,
+            tasks=tuple(report for report in self.tasks if report.task in tasks),
+            timeline=tuple(span for span in self.timeline if span.task in tasks),
+        )

@@ -120,7 +120,8 @@ def _answer(message: Message, site: Site, mode: Mode, *, complete: bool = False)
         number, shares = package
         report, weights = site.play(number, shares)
         if complete:
-            weights = {task: weights.get(task, share.weights) for task, share in shares.items()}
+            received = {task: share.weights for task, share in shares.items() if share.weights is not None}
+            weights = {task: weights.get(task, received[task]) for task in received}
         content = codec.encode_answer(report, weights, packed=codec.is_packed(message.content))
     return Message(content, reply_to=message)
 

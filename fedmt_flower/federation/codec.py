@@ -50,6 +50,8 @@ class _Header:
     round: int
     modes: dict[str, Mode]
     deadlines: dict[str, float] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    """Tasks whose arrays another node of the site is given."""
 
 
 # --- Hello ---------------------------------------------------------------------------------------------
@@ -89,11 +91,12 @@ def legacy_query() -> RecordDict:
 
 def encode_package(round_number: int, parts: Mapping[str, Part]) -> RecordDict:
     """One message's content for all `parts`; it shares their arrays."""
-    arrays = _array_entries({task: part.arrays for task, part in parts.items()})
+    arrays = _array_entries({task: part.arrays for task, part in parts.items() if part.arrays is not None})
     config = flatten({task: part.config for task, part in parts.items()}, ConfigRecord())
     modes = {task: part.mode for task, part in parts.items()}
     deadlines = {task: part.deadline_s for task, part in parts.items() if part.deadline_s is not None}
-    config[_JSON] = _to_json(_Header(round=round_number, modes=modes, deadlines=deadlines))
+    beside = tuple(task for task, part in parts.items() if part.arrays is None)
+    config[_JSON] = _to_json(_Header(round=round_number, modes=modes, deadlines=deadlines, beside=beside))
     return RecordDict({ARRAYS: arrays, CONFIG: config})
 
 
@@ -129,7 +132,7 @@ def _shares(arrays: Mapping[str, Weights], config: Mapping[str, Any]) -> tuple[i
     shares = {
         task: Share(
             mode=mode,
-            weights=arrays.get(task, {}),
+            weights=None if task in header.beside else arrays.get(task, {}),
             config=configs.get(task, {}),
             deadline_s=header.deadlines.get(task),
         )

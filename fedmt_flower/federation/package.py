@@ -40,20 +40,23 @@ class Hello:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One task of a package, as the server sends it; its arrays one by one or packed into one."""
+    """One task of a package, as the server sends it; its arrays one by one or packed into one.
+
+    None in their place: another node of the site is given them.
+    """
 
     mode: Mode
-    arrays: ArrayRecord | Array
+    arrays: ArrayRecord | Array | None
     config: ConfigRecord
     deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """One task of a package, as a client receives it."""
+    """One task of a package, as a client receives it; no weights: another node of the site is given them."""
 
     mode: Mode
-    weights: Weights
+    weights: Weights | None
     config: Mapping[str, ConfigRecordValues]
     deadline_s: float | None = None
 

@@ -89,6 +89,13 @@ class Roster:
         """What is known of `node`."""
         return self._peers[node]
 
+    def beside(self, node: int) -> list[Peer]:
+        """The other nodes of the site of `node`: they give its name, and host other tasks."""
+        peer = self._peers[node]
+        if not peer.packages:
+            return []
+        return [other for other in self._of_site(peer) if not {*other.tasks} & {*peer.tasks}]
+
     def name(self, node: int, site: str) -> None:
         """Learn the site's name of `node` from one of its replies."""
         if self._peers[node].site != site:
@@ -172,12 +179,20 @@ class Roster:
         others = [task for task in hello.tasks if task not in self._tasks]
         if others:
             _log.warning("site %r: tasks %s are none of the server's", hello.site, ", ".join(others))
-        if any(
-            self._peers[one].site == hello.site for one in self._online if one in self._peers and one != node
-        ):
-            _log.warning("site %r: two nodes give this name; give each its own", hello.site)
         unpacks = hello.unpacks and not legacy
-        return Peer(node=node, site=hello.site, tasks=tasks, packages=True, unpacks=unpacks, legacy=legacy)
+        peer = Peer(node=node, site=hello.site, tasks=tasks, packages=True, unpacks=unpacks, legacy=legacy)
+        if twice := {task for other in self._of_site(peer) for task in other.tasks} & {*tasks}:
+            _log.warning(
+                "site %r: two nodes give this name and host %s; give each a name, or tasks, of its own",
+                hello.site,
+                ", ".join(task for task in tasks if task in twice),
+            )
+        return peer
+
+    def _of_site(self, peer: Peer) -> list[Peer]:
+        """The other connected nodes that give the name of the site of `peer`."""
+        others = (self._peers[node] for node in self._online if node in self._peers and node != peer.node)
+        return [other for other in others if other.packages and other.site == peer.site]
 
     def _leave_out(self, node: int, why: str) -> None:
         _log.warning(

@@ -49,6 +49,8 @@ class Site:
         Seed of the run, 0 or more.
     parameters
         Hyperparameters of all tasks, which the server's override.
+    beside
+        Tasks that other nodes of the site may host.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Site:
     device: DeviceSettings = field(default_factory=DeviceSettings)
     seed: int = 0
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    beside: tuple[Task, ...] = ()
 
     def __post_init__(self) -> None:
         check_name("site", self.name)
@@ -72,7 +75,8 @@ class Site:
     def play(self, number: int, shares: Mapping[str, Share]) -> tuple[RoundReport, dict[str, Weights]]:
         """Have the engine play round `number`: `shares` by task, in the order of the server.
 
-        A share that cannot be played is reported as failed and costs the others nothing.
+        A share that cannot be played is reported as failed and costs the others nothing. What other nodes of
+        the site are given is planned with it, and told by them.
 
         Raises
         ------
@@ -90,8 +94,11 @@ class Site:
             try:
                 assignments.append(self._assignment(name, share))
             except TaskError as error:
-                refused.append(TaskReport(task=name, status=Status.FAILED, error=str(error)))
-        if not assignments:
+                if share.weights is not None:
+                    refused.append(TaskReport(task=name, status=Status.FAILED, error=str(error)))
+        given = {name: share.weights for name, share in shares.items() if share.weights is not None}
+        weights = {one.task.name: given[one.task.name] for one in assignments if one.task.name in given}
+        if not weights:
             problems = [report.error for report in refused]
             raise TaskError("; ".join(problems) or f"site {self.name!r}: the message asks for no task")
         order = RoundOrder(
@@ -103,8 +110,8 @@ class Site:
             coordination=self.coordination,
             seed=self.seed,
             deadline_s=self.device.deadline_s,
+            lane=tuple(weights) if len(weights) < len(assignments) else (),
         )
-        weights = {one.task.name: shares[one.task.name].weights for one in assignments}
         try:
             result = self._run(order, weights)
         except EngineGone as error:
@@ -143,7 +150,8 @@ class Site:
             )
 
     def _assignment(self, name: str, share: Share) -> Assignment:
-        task = next((task for task in self.tasks if task.name == name), None)
+        tasks = self.beside if share.weights is None else self.tasks
+        task = next((task for task in tasks if task.name == name), None)
         if task is None:
             hosted = ", ".join(task.name for task in self.tasks)
             raise TaskError(f"site {self.name!r}, task {name!r}: not hosted here; the site has {hosted}")
@@ -180,6 +188,7 @@ def site_of(
     ConfigError
         If the node configuration names a task that there is not, or a name cannot be one.
     """
+    beside: tuple[Task, ...] = ()
     hosted = context.node_config.get("tasks")
     if hosted is not None:
         wanted = [one.strip() for one in str(hosted).split(",")]
@@ -191,11 +200,17 @@ def site_of(
                 f"of {', '.join(known)}"
             )
         tasks = tuple(known[one] for one in wanted)
+        beside = tuple(task for one, task in known.items() if one not in wanted)
     directories = app_directories()
+
+    def here(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        return tuple(replace(task, python_path=(*task.python_path, *directories)) for task in tasks)
+
     return Site(
         name=_name(context, name),
         run=str(context.run_id),
-        tasks=tuple(replace(task, python_path=(*task.python_path, *directories)) for task in tasks),
+        tasks=here(tasks),
+        beside=here(beside),
         allocation=allocation,
         coordination=coordination or Coordination(),
         device=device,

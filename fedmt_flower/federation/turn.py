@@ -16,6 +16,7 @@ from fedmt_flower.domain.round import Mode, RoundReport, Status, TaskRules
 from fedmt_flower.errors import ConfigError, FederationError, TaskError
 from fedmt_flower.federation import codec, packing
 from fedmt_flower.federation.arrays import ArraySpec, digest, find_fault, to_weights
+from fedmt_flower.federation.lanes import join
 from fedmt_flower.federation.package import Answer, Part
 from fedmt_flower.federation.roster import Peer, Roster
 from fedmt_flower.federation.spool import Spool
@@ -60,7 +61,7 @@ class Turn:
         self._round = round_number
         self._roster = roster
         self._packs = packs
-        self._packed: dict[str, tuple[ArrayRecord, ArrayRecord | Array]] = {}
+        self._packed: dict[str, tuple[ArrayRecord, ArrayRecord | Array | None]] = {}
         self._spool = Spool()
         self._specs: dict[str, Mapping[str, ArraySpec]] = {}
         self._weighted_by: dict[str, str] = {}
@@ -74,7 +75,7 @@ class Turn:
         self._replies: dict[tuple[str, Kind], dict[int, Message]] = {}
         self._updates: dict[int, dict[str, str]] = defaultdict(dict)
         self._notes: dict[str, dict[int, list[str]]] = {task: defaultdict(list) for task in self._specs}
-        self.answers: dict[int, SiteAnswer] = {}
+        self._answers: dict[int, SiteAnswer] = {}
 
     # --- In the making
 
@@ -124,9 +125,13 @@ class Turn:
         peer, asked = self._roster.peer(node), self._asked[node]
         if peer.packages:
             # A task that the node turned out not to host is left to `take`.
-            parts = {task: self._part(task, asked[task], peer) for task in asked if task in peer.tasks}
-            content = codec.encode_package(self._round, parts)
-            trains = any(part.mode.trains for part in parts.values())
+            own = {task: self._part(task, asked[task], peer) for task in asked if task in peer.tasks}
+            parts = own | self._parts_beside(node)
+            # In one order for all nodes of a site.
+            content = codec.encode_package(
+                self._round, {task: parts[task] for task in self._specs if task in parts}
+            )
+            trains = any(part.mode.trains for part in own.values())
             kind = str(Kind.TRAIN if trains else Kind.EVALUATE)
         else:
             message = self._plain(node)
@@ -137,11 +142,20 @@ class Turn:
             content = codec.to_legacy(content, kind)
         return Message(content=content, message_type=kind, dst_node_id=node)
 
+    def _parts_beside(self, node: int) -> dict[str, Part]:
+        """What the other nodes of the site of `node` are asked: its engine plans the round as one."""
+        return {
+            task: replace(_merge(task, asked), deadline_s=self._rules[task].deadline_s, arrays=None)
+            for other in self._roster.beside(node)
+            for task, asked in self._asked.get(other.node, {}).items()
+            if task in other.tasks
+        }
+
     def _part(self, task: str, asked: Mapping[Kind, Message], peer: Peer) -> Part:
         part = replace(_merge(task, asked), deadline_s=self._rules[task].deadline_s)
         return replace(part, arrays=self._pack(task, part.arrays)) if self._packs and peer.unpacks else part
 
-    def _pack(self, task: str, arrays: ArrayRecord | Array) -> ArrayRecord | Array:
+    def _pack(self, task: str, arrays: ArrayRecord | Array | None) -> ArrayRecord | Array | None:
         """`arrays` packed, once for all nodes; as they are if they cannot be."""
         before, packed = self._packed.get(task, (None, arrays))
         if before is not arrays and isinstance(arrays, ArrayRecord):
@@ -183,7 +197,19 @@ class Turn:
             self._roster.name(node, report.site)
         site = self._roster.peer(node).site
         updates = self._updates.pop(node, {})
-        self.answers[node] = SiteAnswer(site=site, node=node, report=report, error=error, updates=updates)
+        self._answers[node] = SiteAnswer(site=site, node=node, report=report, error=error, updates=updates)
+
+    @property
+    def answers(self) -> dict[int, SiteAnswer]:
+        """What each site answered, by its node; by the first of them where it has several."""
+        sites: dict[tuple[int, ...], dict[int, SiteAnswer]] = {}
+        for node, answer in self._answers.items():
+            nodes = tuple(sorted([node, *(other.node for other in self._roster.beside(node))]))
+            sites.setdefault(nodes, {})[node] = answer
+        return {
+            min(lanes): join((lanes[node], tuple(self._asked[node])) for node in sorted(lanes))
+            for lanes in sites.values()
+        }
 
     def take_all(self, replies: Iterable[Message]) -> None:
         """Take in the replies to `messages`, which somebody else has sent."""

@@ -70,10 +70,11 @@ def observations(report: RoundReport) -> tuple[Observation, ...]:
     if report.forecast is None:
         return ()
     spans = {span.task: span for span in report.forecast.timeline if span.phase is Phase.COMPUTE}
+    reported = {task.task: task for task in report.tasks}
     seen = []
     for place in report.plan.tasks:
-        task, span = report.task(place.task), spans.get(place.task)
-        if span is not None and task.rate > 0:
+        task, span = reported.get(place.task), spans.get(place.task)
+        if task is not None and span is not None and task.rate > 0:
             predicted = task.samples / (span.end_s - span.start_s)
             seen.append(Observation(task=place.task, budget=place.budget, ratio=task.rate / predicted))
     return tuple(seen)
@@ -82,12 +83,8 @@ def observations(report: RoundReport) -> tuple[Observation, ...]:
 def solo_rates(report: RoundReport) -> dict[str, float]:
     """P_bᵢ in samples/s that the rates of a round suggest, by the analytic estimate of what sharing took."""
     names = [place.task for place in report.plan.tasks]
-    shares = expected_shares(report.plan)
-    return {
-        name: report.task(name).rate / share
-        for name, share in zip(names, shares, strict=True)
-        if report.task(name).rate > 0
-    }
+    shares = dict(zip(names, expected_shares(report.plan), strict=True))
+    return {task.task: task.rate / shares[task.task] for task in report.tasks if task.rate > 0}
 
 
 def expected_shares(plan: RoundPlan) -> list[float]:

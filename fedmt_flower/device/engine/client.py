@@ -97,7 +97,7 @@ class EngineClient:
         """
         if order.deadline_s is None:
             order = replace(order, deadline_s=self._deadline_s)
-        names = [assignment.task.name for assignment in order.assignments]
+        names = order.brings
         absent = [name for name in names if name not in weights]
         if absent:
             raise EngineError(f"site {order.site!r}, round {order.round}: no weights for {', '.join(absent)}")

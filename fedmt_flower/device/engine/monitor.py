@@ -62,14 +62,14 @@ class Monitor(Collector):
         """Count a round that has ended."""
         self._busy_s += report.wall_s
         self._waited_s += report.waited_s
-        for plan in report.plan.tasks:
-            task = report.task(plan.task)
-            before = self._tallies.get(task.task) or _Tally(task, plan.budget)
+        budgets = {place.task: place.budget for place in report.plan.tasks}
+        for task in report.tasks:
+            before = self._tallies.get(task.task) or _Tally(task, budgets[task.task])
             done = task.status is Status.DONE
             self._tallies[task.task] = replace(
                 before,
                 latest=task if done else before.latest,
-                budget=plan.budget,
+                budget=budgets[task.task],
                 done=before.done + done,
                 failed=before.failed + (not done),
                 samples=before.samples + task.samples,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping
 
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.engine.handover import Movers, Seated, handovers
@@ -37,7 +37,7 @@ class Round:
     planned
         How the device does it.
     weights
-        The memory file of each task's weights; they stay the caller's.
+        The memory files of the weights that have come, by task; they stay the caller's.
     pool, backend
         Where it runs.
     arrival
@@ -61,13 +61,14 @@ class Round:
         self.plan, self.forecast, self.budgets = planned.plan, planned.forecast, planned.budgets
         self._order = order
         self._assignments = {assignment.task.name: assignment for assignment in order.assignments}
-        self._weights = weights
+        self._weights = dict(weights)
+        self._arrivals = dict.fromkeys(weights, arrival)
         self._seats = {p.task: backend.seat(p.budget, self.plan.sharing) for p in self.plan.tasks}
         self._turns = asyncio.Semaphore(1 if self.plan.sharing is Sharing.IN_TURN else len(self.plan.tasks))
         self._transfers = Transfers(
             order.coordination.network.link,
             order.coordination.overlap.policy,
-            {plan.task: os.fstat(weights[plan.task]).st_size for plan in self.plan.tasks},
+            {p.task: os.fstat(weights[p.task]).st_size for p in self.plan.tasks if p.task in weights},
             arrival,
         )
         self._pool = pool
@@ -75,10 +76,15 @@ class Round:
         self._arrival = arrival
         self._spans: list[Span] = []
         self._movers = Movers(planned.budgets, order.run, pool, backend, self.plan.sharing)
+        self._group = asyncio.TaskGroup()
+        self._tasks: dict[str, asyncio.Task[TaskReport]] = {}
+        self._started = 0.0
         self._lost = ""
 
     async def run(self, on_progress: OnProgress, on_update: OnUpdate) -> RoundReport:
-        """Run it to the end of its last task. Cancelled, it ends the workers that it occupies.
+        """Run it to the end of the last task whose weights have come by then.
+
+        Cancelled, it ends the workers that it occupies.
 
         Parameters
         ----------
@@ -87,33 +93,67 @@ class Round:
         on_update
             Handed the memory file of each task's new weights as soon as there is one; it is closed after.
         """
-        started = time.monotonic()
+        self._started = time.monotonic()
+        self._on_progress, self._on_update = on_progress, on_update
         watching = asyncio.create_task(self._watch())
         try:
-            async with self._transfers, asyncio.TaskGroup() as group:
-                running = [
-                    group.create_task(self._run_task(plan, on_progress, on_update))
-                    for plan in self.plan.tasks
-                ]
+            async with self._transfers, self._group:
+                self._begin(self._weights)
         finally:
             watching.cancel()
             await self._movers.close()
+        return self.report()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether any of its tasks has not ended yet."""
+        return not all(task.done() for task in self._tasks.values())
+
+    @property
+    def waits(self) -> frozenset[str]:
+        """The tasks that it could still take in: their weights have not come, and it is under way."""
+        return frozenset(self._seats.keys() - self._tasks.keys()) if self.under_way else frozenset()
+
+    def bring(self, weights: Mapping[str, int]) -> None:
+        """Have tasks that it `waits` for begin, now that their weights have come."""
+        self._weights |= weights
+        self._arrivals |= dict.fromkeys(weights, time.monotonic())
+        self._begin(weights)
+
+    async def ended(self, tasks: Iterable[str]) -> None:
+        """Return once `tasks`, which it runs, have ended."""
+        await asyncio.wait([self._tasks[name] for name in tasks])
+
+    async def leave(self, tasks: Collection[str]) -> None:
+        """End `tasks`, and the workers that they occupy; the others go on."""
+        for name in tasks:
+            self._tasks[name].cancel()
+        await self.ended(tasks)
+
+    def report(self) -> RoundReport:
+        """How the tasks fared that have ended."""
+        ended = [task for task in self._tasks.values() if task.done() and not task.cancelled()]
         spans = [*self._spans, *self._transfers.spans]
         return RoundReport(
             site=self._order.site,
             round=self._order.round,
             plan=self.plan,
-            tasks=tuple(task.result() for task in running),
+            tasks=tuple(task.result() for task in ended),
             timeline=tuple(sorted(spans, key=lambda span: span.start_s)),
             backend=self._backend.name,
-            waited_s=started - self._arrival,
-            wall_s=time.monotonic() - started,
+            waited_s=self._started - self._arrival,
+            wall_s=time.monotonic() - self._started,
             arrived=time.time() - (time.monotonic() - self._arrival),
             forecast=self.forecast,
             link=self._order.coordination.network.link,
         )
 
-    async def _run_task(self, plan: TaskPlan, on_progress: OnProgress, on_update: OnUpdate) -> TaskReport:
+    def _begin(self, tasks: Container[str]) -> None:
+        for plan in self.plan.tasks:
+            if plan.task in tasks:
+                self._tasks[plan.task] = self._group.create_task(self._run_task(plan))
+
+    async def _run_task(self, plan: TaskPlan) -> TaskReport:
         order, name = self._order, plan.task
         assignment = self._assignments[name]
         given, own = assignment.deadline_s, order.deadline_s
@@ -121,7 +161,7 @@ class Round:
         update: int | None = None
         try:
             with self._transfers.taking_part(name):
-                end = None if given is None else self._arrival + given
+                end = None if given is None else self._arrivals[name] + given
                 async with asyncio.timeout_at(end) as federations:
                     async with (
                         self._turns,
@@ -131,7 +171,7 @@ class Round:
                         ) as seated,
                     ):
                         await self._transfers.received(name)
-                        finished = await self._movers.train(seated, self._weights[name], on_progress)
+                        finished = await self._movers.train(seated, self._weights[name], self._on_progress)
                         result, update = finished.result, finished.update
                     if update is not None:
                         await self._transfers.upload(name, os.fstat(update).st_size)
@@ -147,7 +187,7 @@ class Round:
             cause = f"{self._where(name)}: {self._lost or error}"
         else:
             if update is not None:
-                await on_update(name, update)
+                await self._on_update(name, update)
             self._spans += spans_of(name, result, self._arrival)
             moves = handovers(seated, result, self._arrival)
             return report_of(name, result, seated.worker.seat.level, seated.worker.pid, moves)

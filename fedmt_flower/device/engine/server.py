@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from fedmt_flower.device.backends import DeviceBackend
+from fedmt_flower.device.engine.gathering import Gathering, Gatherings, Lane
 from fedmt_flower.device.engine.home import Home
 from fedmt_flower.device.engine.monitor import Monitor
 from fedmt_flower.device.engine.rounds import Round
@@ -37,7 +38,7 @@ from fedmt_flower.device.planner.planner import Planner
 from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.device.processes.zygote import Zygote
 from fedmt_flower.domain.device import DeviceSettings
-from fedmt_flower.domain.round import RoundOrder
+from fedmt_flower.domain.round import RoundOrder, RoundReport
 from fedmt_flower.errors import ConfigError, FedMTError, ProtocolError
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Server:
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._gatherings = Gatherings(self._play)
         self._queue: list[str] = []
         self._sites: Counter[str] = Counter()
         self._clients: set[asyncio.Task[None]] = set()
@@ -252,17 +254,27 @@ class Server:
                 os.close(file)
 
     async def _run_round(self, client: Client, order: RoundOrder, files: tuple[int, ...]) -> None:
-        arrival = time.monotonic()
-
         async def on_progress(progress: Advanced) -> None:
             await _try_send(client, progress)
 
         async def on_update(task: str, file: int) -> None:
             await _try_send(client, Updated(task=task), file)
 
-        names = [assignment.task.name for assignment in order.assignments]
+        names = order.brings
         if len(files) != len(names):
             raise ProtocolError(f"round with {len(files)} files of weights for {len(names)} tasks")
+        lane = Lane(dict(zip(names, files, strict=True)), on_progress, on_update)
+        try:
+            report = await self._gatherings.carry(order, lane)
+        except FedMTError as error:
+            problems = error.problems if isinstance(error, ConfigError) else ()
+            await client.send(Refused(error=str(error), problems=problems))
+            return
+        await client.send(Complete(report=report))
+
+    async def _play(self, gathering: Gathering) -> RoundReport:
+        """Plan and run a round when it is its turn."""
+        order = gathering.order
         self._queue.append(order.site)
         try:
             await self._turn.acquire()
@@ -270,20 +282,16 @@ class Server:
             self._queue.remove(order.site)
         try:
             await self._pool.refresh()
-            weights = dict(zip(names, files, strict=True))
-            planned = await self._planner.plan(order, weights)
-            work = Round(order, planned, weights, self._pool, self._backend, arrival)
-            report = await work.run(on_progress, on_update)
+            planned = await self._planner.plan(order, gathering.weights)
+            arrival = gathering.arrival
+            work = Round(order, planned, gathering.weights, self._pool, self._backend, arrival)
+            report = await gathering.run(work)
             self._planner.observe(order, report)
             self._sites[order.site] += 1
             self._monitor.record(report)
-        except FedMTError as error:
-            problems = error.problems if isinstance(error, ConfigError) else ()
-            await client.send(Refused(error=str(error), problems=problems))
-            return
+            return report
         finally:
             self._turn.release()
-        await client.send(Complete(report=report))
 
 
 async def _try_send(client: Client, frame: object, *files: int) -> None:

@@ -268,7 +268,7 @@ class Hello(Frame, frozen=True, kw_only=True):
 
 
 class Run(Frame, frozen=True, kw_only=True):
-    """To the engine: run a round; a file of weights for each assignment comes along, in their order."""
+    """To the engine: run a round; a file of weights for each task that the order brings comes along."""
 
     order: RoundOrder
 

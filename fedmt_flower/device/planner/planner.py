@@ -73,7 +73,7 @@ class Planner:
         self._runs: OrderedDict[str, _Run] = OrderedDict()
 
     async def plan(self, order: RoundOrder, weights: Mapping[str, int]) -> DevicePlan:
-        """How the device runs `order`; `weights` are the memory files of the tasks' weights.
+        """How the device runs `order`; `weights` are the memory files of those tasks whose weights came.
 
         Raises
         ------
@@ -86,7 +86,10 @@ class Planner:
         run.known.pop(order.site, None)
         if not any(assignment.mode.trains for assignment in order.assignments):
             return DevicePlan(plan=run.course.without_training(order))
-        known = await self._scout.look(order, file_sizes(weights), run.course.experience.solo)
+        # Sizes matter to an emulated link, which a site of several nodes has not.
+        names = (assignment.task.name for assignment in order.assignments)
+        sizes = dict.fromkeys(names, 0) if order.lane else file_sizes(weights)
+        known = await self._scout.look(order, sizes, run.course.experience.solo)
         run.remember(order.site, known)
         if known.unknown:
             reasons = "; ".join(f"{task}: {reason}" for task, reason in known.unknown.items())
