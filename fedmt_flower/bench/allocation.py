@@ -58,9 +58,8 @@ def run(bench: Bench) -> bool:
     complete = True
     names = list(SETTINGS)[:1] if bench.options.quick else list(SETTINGS)
     with bench.profiler() as profiler:
-        for position, name in enumerate(names):
-            share = bench.recorder.left_s / (len(names) - position)
-            complete &= _Setting(bench, profiler, name).run(share)
+        for name, seconds in bench.recorder.shares(names):
+            complete &= _Setting(bench, profiler, name).run(seconds)
             profiler.dismiss()
     bench.facts["above solo"] = [line for name in names for line in above_solo(bench.recorder.samples, name)]
     for name in names:

@@ -22,9 +22,8 @@ def sweep(bench: Bench) -> bool:
     """Measure the combinations of the settings with each kind of step; whether all is there then."""
     kinds, complete = list(bench.settings["steps"]), True
     with bench.profiler() as profiler:
-        for position, kind in enumerate(kinds):
-            share = bench.recorder.left_s / (len(kinds) - position)
-            complete &= _Sweep(bench, profiler, kind).run(share)
+        for kind, seconds in bench.recorder.shares(kinds):
+            complete &= _Sweep(bench, profiler, kind).run(seconds)
             profiler.dismiss()
     return complete
 

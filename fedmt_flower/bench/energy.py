@@ -57,9 +57,8 @@ def run(bench: Bench) -> bool:
     """Measure one setting after the other, since all their workers would not fit the memory."""
     names, complete = list(bench.settings["settings"]), True
     with bench.profiler(hertz=50.0) as profiler:
-        for position, name in enumerate(names):
-            share = bench.recorder.left_s / (len(names) - position)
-            complete &= _Setting(bench, profiler, name).run(share)
+        for name, seconds in bench.recorder.shares(names):
+            complete &= _Setting(bench, profiler, name).run(seconds)
             profiler.dismiss()
     bench.bars += judge(bench.recorder.samples, names)
     return complete

@@ -29,6 +29,7 @@ RATIOS: Final = {"heavy": 1.0, "light": 0.47, "hybrid": 0.89}
 """Seconds of transfers over seconds of computation in the paper's phased rounds."""
 _GOALS: Final = {"heavy": 1.25, "light": 1.133, "hybrid": 1.173}
 """Phased over flexible: what Table I has, and more where transfers take as long as computation."""
+_SWEEP: Final = "sweep"
 _SWEPT: Final = "hybrid"
 _ABOVE_BOUND: Final = 1.10
 _PREDICTED: Final = {"median": 0.05, "95th percentile": 0.10}
@@ -55,10 +56,11 @@ def run(bench: Bench) -> bool:
     complete, ratios = True, bench.settings["ratios"]
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine() as engine:
         allocation = chosen_budgets(bench, Path(directory))
-        for name, ratio in ratios.items():
-            complete &= _Setting(bench, engine, name, allocation).run(ratio)
-        if bench.settings["swept"]:
-            complete &= _Setting(bench, engine, _SWEPT, allocation).sweep()
+        for name, seconds in bench.recorder.shares([*ratios, _SWEEP]):
+            if name in ratios:
+                complete &= _Setting(bench, engine, name, allocation).run(ratios[name], seconds)
+            elif bench.settings["swept"]:
+                complete &= _Setting(bench, engine, _SWEPT, allocation).sweep()
     bench.bars += _judge(bench.recorder.samples, ratios)
     if swept := _sweep(bench.recorder.samples):
         bench.picture(_picture(swept))
@@ -110,19 +112,20 @@ class _Setting:
         self._rounds = Rounds(engine, f"overlap-{name}", tasks)
         self._bits = 8.0 * sum(self._rounds.sizes.values())
 
-    def run(self, ratio: float) -> bool:
-        """Take the repeats that are missing; whether all are there then."""
+    def run(self, ratio: float, seconds: float) -> bool:
+        """Take the repeats that are missing, within `seconds`; whether all are there then."""
         recorder, repeats = self._bench.recorder, int(self._bench.settings["repeats"])
         cell = f"{self._name} | rounds"
         if recorder.has_all([cell], repeats):
             return True
         if recorder.left_s <= 0:
             return False
+        end = recorder.left_s - seconds
         link = Link(up_mbps=self._bench.settings["mbps"], down_mbps=self._bench.settings["mbps"])
         transfer_s = 2e-6 * self._bits / link.up_mbps
         volumes = self._volumes(f"{self._name} | volumes", transfer_s / ratio)
         self._rounds.run(volumes, self._allocation)  # workers get warm, with all their data
-        for _, repeat in recorder.interleave([cell], repeats):
+        for _, repeat in recorder.interleave([cell], repeats, recorder.left_s - end):
             values = self._compare(volumes, link, list(Overlap), repeat)
             recorder.add(cell, repeat, values | {"transfer_s": transfer_s, "samples": volumes})
         return recorder.has_all([cell], repeats)

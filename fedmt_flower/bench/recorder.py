@@ -56,6 +56,11 @@ class Recorder:
         """Seconds until the deadline; negative after it."""
         return self.deadline - time.monotonic()
 
+    def shares(self, names: Sequence[str]) -> Iterator[tuple[str, float]]:
+        """The names, each with its share in seconds of the time that is left when its turn comes."""
+        for position, name in enumerate(names):
+            yield name, self.left_s / (len(names) - position)
+
     def interleave(
         self, cells: Sequence[str], repeats: int, seconds: float = math.inf
     ) -> Iterator[tuple[str, int]]:

@@ -53,8 +53,7 @@ def run(bench: Bench) -> bool:
     """Run every round of one mix after the other, since all their workers would not fit the memory."""
     mixes, complete = list(bench.settings["mixes"]), True
     with bench.profiler() as profiler:
-        for position, mix in enumerate(mixes):
-            seconds = bench.recorder.left_s / (len(mixes) - position)
+        for mix, seconds in bench.recorder.shares(mixes):
             complete &= _Mix(bench, profiler, mix).run(seconds)
             profiler.dismiss()
     bench.bars += judge(bench.recorder.samples, mixes, bench.settings["volumes"])

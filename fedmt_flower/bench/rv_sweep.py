@@ -45,8 +45,8 @@ def run(bench: Bench) -> bool:
     complete = True
     mixes = list(MIXES)[:1] if bench.options.quick else list(MIXES)
     with bench.profiler() as profiler:
-        for position, mix in enumerate(mixes):
-            complete &= _sweep(bench, profiler, mix, bench.recorder.left_s / (len(mixes) - position))
+        for mix, seconds in bench.recorder.shares(mixes):
+            complete &= _sweep(bench, profiler, mix, seconds)
             profiler.dismiss()
     result_points = {mix: points(bench.recorder.samples, mix) for mix in mixes}
     measured = {mix: found for mix, found in result_points.items() if found}

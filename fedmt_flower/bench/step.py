@@ -33,8 +33,8 @@ def run(bench: Bench) -> bool:
     """Measure one setting after the other, since all their workers would not fit the memory."""
     complete = True
     with bench.profiler() as profiler:
-        for name in bench.settings["settings"]:
-            complete &= _Setting(bench, profiler, name).run()
+        for name, seconds in bench.recorder.shares(bench.settings["settings"]):
+            complete &= _Setting(bench, profiler, name).run(seconds)
             profiler.dismiss()
     bench.bars += judge(bench.recorder.samples, bench.settings["settings"])
     return complete
@@ -54,18 +54,19 @@ class _Setting:
         plain = tuple(synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name])
         self._tasks = by_step(plain, bench.options.backend)
 
-    def run(self) -> bool:
-        """Take the repeats that are missing; whether all are there then."""
+    def run(self, seconds: float) -> bool:
+        """Take the repeats that are missing, within `seconds`; whether all are there then."""
         recorder, repeats = self._bench.recorder, int(self._bench.settings["repeats"])
         if recorder.has_all([self._name], repeats):
             return True
         if recorder.left_s <= 0:
             return False
+        end = recorder.left_s - seconds
         volumes = self._volumes()
         placed = {kind: self._placed(kind, volumes) for kind in self._tasks}
         self._profiler.prepare([p for some in placed.values() for seats in some.values() for p in seats])
         recorder.take(f"{self._name} | limit", self._limit)
-        for cell, repeat in recorder.interleave([self._name], repeats):
+        for cell, repeat in recorder.interleave([self._name], repeats, recorder.left_s - end):
             self._take(cell, repeat, placed, volumes)
         return recorder.has_all([self._name], repeats)
 
