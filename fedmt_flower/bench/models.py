@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from fedmt_flower.bench import specimen
@@ -15,7 +16,7 @@ from fedmt_flower.planning.xgboost_model import fit_xgboost
 
 
 def choose(
-    options: Options, device: DeviceFeatures, keep: Callable[[CoRunSample], bool] = lambda sample: True
+    options: Options, device: DeviceFeatures, keep: Callable[[CoRunSample], bool] | None = None
 ) -> Chosen:
     """The model fitted to the profiles that were given; without any, the one with which an engine plans.
 
@@ -26,16 +27,18 @@ def choose(
     device
         Where it runs.
     keep
-        Which samples of the profiles to fit to.
+        Which samples of the profiles to fit to; None takes all.
 
     Raises
     ------
     ConfigError
         If a file is not what it should be.
     """
-    if options.profiles:
-        return _fitted([sample for sample in profiled(options.profiles) if keep(sample)])
-    return Models(str(options.backend)).choose(str(options.model or ""), device)
+    if not options.profiles:
+        return Models(str(options.backend)).choose(str(options.model or ""), device)
+    if keep is None:
+        return _fitted_to_all(options.profiles)
+    return _fitted([sample for sample in profiled(options.profiles) if keep(sample)])
 
 
 def subjects(options: Options) -> tuple[Chosen, DeviceFeatures, tuple[TaskFeatures, ...]]:
@@ -48,6 +51,12 @@ def subjects(options: Options) -> tuple[Chosen, DeviceFeatures, tuple[TaskFeatur
     if options.model is not None:
         return choose(options, specimen.DEVICE), *specimens
     return _fitted(specimen.draw_samples()), *specimens
+
+
+@lru_cache(maxsize=1)
+def _fitted_to_all(profiles: tuple[Path, ...]) -> Chosen:
+    # Once for all the plans of a benchmark: the device waits meanwhile.
+    return _fitted(profiled(profiles))
 
 
 def _fitted(samples: Sequence[CoRunSample]) -> Chosen:
