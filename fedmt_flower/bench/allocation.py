@@ -16,8 +16,8 @@ from fedmt_flower.bench.allocation_table import (
     rows,
 )
 from fedmt_flower.bench.driver import Bench, usage_values
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task, volumes_of
-from fedmt_flower.bench.planned import chosen
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task
+from fedmt_flower.bench.planned import chosen, volumes_in_turn
 from fedmt_flower.bench.rates import take_rate
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device.profile.profiler import Profiler
@@ -124,7 +124,7 @@ class _Setting:
             return True
         warm = self._profiler.prepare([probe for placed in self._placed.values() for probe in placed])
         self._bench.facts.setdefault("numerics", next(iter(warm.values())).numerics if warm else {})
-        volumes = {volume: self._volumes(volume) for volume in VOLUMES}
+        covered = {volume: self._volumes(volume) for volume in VOLUMES}
         for cell, repeat in recorder.interleave(cells, repeats, recorder.left_s - end):
             _, kind, which = cell.split(" | ")
             if kind == "solo":
@@ -133,27 +133,23 @@ class _Setting:
             elif kind == "rates":
                 take_rate(self._bench, self._profiler, cell, repeat, self._placed[which])
             else:
-                self._take_round(cell, repeat, which, volumes[kind.removeprefix("round ")])
+                self._take_round(cell, repeat, which, covered[kind.removeprefix("round ")])
         return recorder.has_all(cells, repeats)
 
-    def _take_round(self, cell: str, repeat: int, scheme: str, volumes: Mapping[str, int]) -> None:
+    def _take_round(self, cell: str, repeat: int, scheme: str, samples: Mapping[str, int]) -> None:
         placed = self._placed[scheme]
         in_turn = scheme == "temporal"
-        taken = self._profiler.cover([(p, volumes[p.task.name]) for p in placed], in_turn=in_turn)
+        taken = self._profiler.cover([(p, samples[p.task.name]) for p in placed], in_turn=in_turn)
         values: dict[str, Json] = {
             "makespan_s": round(taken.seconds, 4),
             "ends_s": {p.task.name: round(end, 4) for p, end in zip(placed, taken.ends, strict=True)},
-            "samples": dict(volumes),
+            "samples": dict(samples),
         }
         self._bench.recorder.add(cell, repeat, values | usage_values(taken.usage), taken.spoiled)
 
     def _volumes(self, ratio: str) -> dict[str, int]:
         """Dᵢ in whole batches, such that the round in turn takes about its time; the same on resuming."""
-
-        def choose() -> dict[str, Json]:
-            rates = [self._profiler.measure([solo(self._profiler, task)]).rates[0] for task in self._tasks]
-            seconds, batch = float(self._bench.settings["round_s"]), int(self._bench.settings["batch"])
-            volumes = volumes_of(seconds, rates, VOLUMES[ratio], batch)
-            return {task.name: volume for task, volume in zip(self._tasks, volumes, strict=True)}
-
-        return self._bench.recorder.take(f"{self._name} | volumes | {ratio}", choose)
+        return self._bench.recorder.take(
+            f"{self._name} | volumes | {ratio}",
+            lambda: volumes_in_turn(self._bench, self._profiler, self._tasks, VOLUMES[ratio]),
+        )

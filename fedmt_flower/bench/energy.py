@@ -16,9 +16,8 @@ from fedmt_flower.bench.mixes import (
     probes,
     solo,
     synthetic_task,
-    volumes_of,
 )
-from fedmt_flower.bench.planned import chosen, features
+from fedmt_flower.bench.planned import chosen, volumes_in_turn
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.shares import Repeats, repeats
 from fedmt_flower.bench.spread import spread
@@ -111,7 +110,9 @@ class _Setting:
         if recorder.left_s <= 0:
             return False
         end = recorder.left_s - seconds
-        volume = self._volume()
+        plain = self._tasks[PLAIN]
+        # Equal volumes, such that the plain round in turn takes about its time.
+        volume = volumes_in_turn(self._bench, self._profiler, plain, [1] * len(plain))[plain[0].name]
         placed = {kind: self._placed(kind, volume) for kind in self._tasks}
         best = recorder.take(f"{self._name} | {_STATIC}", lambda: self._best(placed[PLAIN], volume))["scheme"]
         placed[PLAIN][_STATIC] = placed[PLAIN][best]
@@ -121,13 +122,6 @@ class _Setting:
             values, spoiled = self._round(wanted[cell], volume, in_turn=cells[cell][1] == _TEMPORAL)
             recorder.add(cell, repeat, values, spoiled)
         return recorder.has_all(list(cells), repeats_)
-
-    def _volume(self) -> int:
-        """Dᵢ of every task, in whole batches, such that the plain round in turn takes about its time."""
-        _, known = features(self._bench, self._profiler, self._tasks[PLAIN])
-        rates = [task.solo_rate for task in known.values()]
-        seconds, batch = float(self._bench.settings["round_s"]), int(self._bench.settings["batch"])
-        return volumes_of(seconds, rates, [1] * len(rates), batch)[0]
 
     def _placed(self, kind: str, volume: int) -> dict[str, tuple[Probe, ...]]:
         """The seats of every scheme."""

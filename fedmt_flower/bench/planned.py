@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import seated, solo
+from fedmt_flower.bench.mixes import seated, solo, volumes_of
 from fedmt_flower.bench.models import choose, profiled
 from fedmt_flower.bench.result import Json
 from fedmt_flower.device.planner.models import Chosen
@@ -65,6 +65,16 @@ def problem_of(
         objective=objective,
         samples=tuple(volumes[task.name] for task in tasks),
     )
+
+
+def volumes_in_turn(
+    bench: Bench, profiler: Profiler, tasks: Sequence[Task], parts: Sequence[int]
+) -> dict[str, int]:
+    """Dᵢ in whole batches, in the ratio of `parts`: a round in turn takes about the settings' time."""
+    _, known = features(bench, profiler, tasks)
+    rates = [known[task.name].solo_rate for task in tasks]
+    found = volumes_of(float(bench.settings["round_s"]), rates, parts, int(bench.settings["batch"]))
+    return {task.name: volume for task, volume in zip(tasks, found, strict=True)}
 
 
 def chosen(

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_task, volumes_of
-from fedmt_flower.bench.planned import features, problem_of
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_task
+from fedmt_flower.bench.planned import problem_of, volumes_in_turn
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.round_table import BEST, FEDMT, TEMPORAL, YIELDING, judge, markdown
 from fedmt_flower.device.profile.profiler import Probe, Profiler
@@ -90,7 +90,7 @@ class _Mix:
             return True
         if recorder.left_s <= 0:
             return False
-        volumes = self._volumes(ratio)
+        volumes = volumes_in_turn(self._bench, self._profiler, self._tasks, VOLUMES[ratio])
         plan = self._plan(cell, volumes)
         if not self._search(cell, volumes, recorder.left_s - end):
             return False
@@ -105,14 +105,6 @@ class _Mix:
     def _searching(self) -> list[Probe]:
         """The seats of the exhaustive search."""
         return [Probe(task, self._profiler.seat(r)) for task in self._tasks for r in self._fitting(_FINE)]
-
-    def _volumes(self, ratio: str) -> dict[str, int]:
-        """Dᵢ in whole batches, such that the round in turn takes about its time; the same on resuming."""
-        _, known = features(self._bench, self._profiler, self._tasks)
-        rates = [known[task.name].solo_rate for task in self._tasks]
-        seconds, batch = float(self._bench.settings["round_s"]), int(self._bench.settings["batch"])
-        volumes = volumes_of(seconds, rates, VOLUMES[ratio], batch)
-        return {task.name: volume for task, volume in zip(self._tasks, volumes, strict=True)}
 
     def _plan(self, cell: str, volumes: Mapping[str, int]) -> dict[str, Json]:
         """The budgets that the model chooses, and the task that it expects to end last."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from fedmt_flower.bench.allocation_table import EQUAL, SETTINGS
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, PLAIN, SCHEMES, by_step, probes, solo, synthetic_task, volumes_of
-from fedmt_flower.bench.planned import chosen, features
+from fedmt_flower.bench.mixes import BATCH, PLAIN, SCHEMES, by_step, probes, solo, synthetic_task
+from fedmt_flower.bench.planned import chosen, features, volumes_in_turn
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.step_table import CHOSEN, judge, markdown
 from fedmt_flower.device.profile.profiler import Probe, Profiler
@@ -62,20 +62,15 @@ class _Setting:
         if recorder.left_s <= 0:
             return False
         end = recorder.left_s - seconds
-        volumes = self._volumes()
-        placed = {kind: self._placed(kind, volumes) for kind in self._tasks}
+        plain = self._tasks[PLAIN]
+        # Equal volumes, such that the plain round in turn takes about its time.
+        volume = volumes_in_turn(self._bench, self._profiler, plain, [1] * len(plain))[plain[0].name]
+        placed = {kind: self._placed(kind, volume) for kind in self._tasks}
         self._profiler.prepare([p for some in placed.values() for seats in some.values() for p in seats])
         recorder.take(f"{self._name} | limit", self._limit)
         for cell, repeat in recorder.interleave([self._name], repeats, recorder.left_s - end):
-            self._take(cell, repeat, placed, volumes)
+            self._take(cell, repeat, placed, volume)
         return recorder.has_all([self._name], repeats)
-
-    def _volumes(self) -> int:
-        """Dᵢ of every task, in whole batches, such that the plain round in turn takes about its time."""
-        _, known = features(self._bench, self._profiler, self._tasks[PLAIN])
-        rates = [task.solo_rate for task in known.values()]
-        seconds, batch = float(self._bench.settings["round_s"]), int(self._bench.settings["batch"])
-        return volumes_of(seconds, rates, [1] * len(rates), batch)[0]
 
     def _placed(self, kind: str, volume: int) -> dict[str, tuple[Probe, ...]]:
         """The seats of every scheme: equal budgets, and those chosen for each objective."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -389,11 +389,11 @@ class Profiler:
         """Bytes of the device's memory that awake workers may hold."""
         return int(_FILL * self.telemetry.capacity_bytes) - self._others
 
-    async def _rest(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            del self._awake[key]
-            if self._is_warm(self._probes[key]):
-                await self._ask(self._probes[key], Rest(), Rested, _GRACE_S)
+    async def _rest(self, keys: Sequence[str]) -> None:
+        resting = [self._probes[key] for key in keys]
+        self._awake = {key: held for key, held in self._awake.items() if key not in keys}
+        orders = [(probe, Rest()) for probe in resting if self._is_warm(probe)]
+        await self._ask_all(orders, Rested, _GRACE_S)
 
     def _is_warm(self, probe: Probe) -> bool:
         worker = self._workers.get(probe.key)
