@@ -73,7 +73,7 @@ def noise(samples: Iterable[CoRunSample]) -> float | None:
     """
     repeats: dict[tuple[object, ...], list[tuple[float, ...]]] = {}
     for sample in samples:
-        names = [task.task for task in sample.tasks]
+        names = [(task.task, task.step) for task in sample.tasks]
         *setting, rates = zip(
             *sorted(zip(names, sample.batches, sample.budgets, sample.rates, strict=True)), strict=True
         )

@@ -20,13 +20,13 @@ from fedmt_flower.planning.throughput import Array, CoRuns, fingerprint
 
 FORMAT: Final = "fedmt throughput model"
 VERSION: Final = 1
-_ROUNDS: Final = 200
+_ROUNDS: Final = 150
 _PART: Final = 0.6
 """Of each sensitivity, what the trees start from: monotone ones can strengthen an effect, not weaken it."""
 _PARAMETERS: Final[Mapping[str, Any]] = {
     "objective": "reg:squarederror",
     "tree_method": "hist",
-    "max_depth": 3,
+    "max_depth": 4,
     "eta": 0.1,
     "min_child_weight": 5,
     "lambda": 3.0,
