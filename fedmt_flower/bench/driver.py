@@ -193,6 +193,10 @@ class Bench:
                 self.facts["backend"] = backend.name
                 self.facts["telemetry lacks"] = profiler.telemetry.lacks
                 yield profiler
+                self.facts["started in the last call"] = {
+                    "workers": profiler.started,
+                    "seconds": round(profiler.starting_s, 1),
+                }
 
     @contextmanager
     def engine(self) -> Iterator[EngineClient]:

@@ -194,6 +194,9 @@ class Profiler:
         self._awake: dict[str, int] = {}
         self._others = 0
         self._lengths: dict[tuple[str, ...], float] = {}
+        self.started = 0
+        """Workers that were started, and the seconds that this took."""
+        self.starting_s = 0.0
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
@@ -227,9 +230,12 @@ class Profiler:
         missing = {probe.key: probe for probe in probes if not self._is_warm(probe)}
         if not missing:
             return {}
+        began = time.monotonic()
         said = dict(zip(missing, self._runner.run(self._warm_all(list(missing.values()))), strict=True))
         self._needs |= {key: answer.memory_bytes for key, answer in said.items()}
         self._others = self.telemetry.fresh().memory_bytes - sum(self._awake.values())
+        self.started += len(said)
+        self.starting_s += time.monotonic() - began
         return said
 
     def describe(self, probe: Probe, *, peak: bool = False) -> Described:
