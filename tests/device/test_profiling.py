@@ -13,6 +13,7 @@ import pytest
 
 from fedmt_flower.device.backends.cpu import CpuBackend
 from fedmt_flower.device.profile.profiler import Probe, Profiler, Window
+from fedmt_flower.device.profile.telemetry import Usage
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.errors import EngineError
@@ -90,6 +91,22 @@ def test_kernels_of_all_tasks_are_on_one_clock(profiler: Profiler) -> None:
         begins = [kernel.start - start for kernel in kernels]
         assert min(begins) > -0.05
         assert max(begins) < 0.5
+
+
+def test_a_round_in_turn_spends_the_joules_of_its_tasks_alone(
+    profiler: Profiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = [(probe(profiler, "a"), 64), (probe(profiler, "b"), 64)]
+    measured = profiler.telemetry.usage
+
+    def usage(start: float, end: float) -> Usage:
+        return replace(measured(start, end), energy_j=100.0 * (end - start))
+
+    monkeypatch.setattr(profiler.telemetry, "usage", usage)
+    taken = profiler.cover(volumes, in_turn=True)
+    # A hundred watts while either trains; the pause between them is neither's.
+    assert taken.usage.energy_j == pytest.approx(100.0 * taken.seconds)
+    assert taken.usage.energy_j < 100.0 * max(taken.ends)
 
 
 def test_a_task_that_cannot_train_is_an_error_that_names_it(profiler: Profiler) -> None:
