@@ -106,6 +106,7 @@ def test_a_round_in_turn_spends_the_joules_of_its_tasks_alone(
     taken = profiler.cover(volumes, in_turn=True)
     # A hundred watts while either trains; the pause between them is neither's.
     assert taken.usage.energy_j == pytest.approx(100.0 * taken.seconds)
+    assert taken.usage.energy_j is not None
     assert taken.usage.energy_j < 100.0 * max(taken.ends)
 
 
