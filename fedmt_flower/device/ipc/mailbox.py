@@ -39,7 +39,8 @@ def opened(place: Place, device: torch.device) -> Tensor:
     RuntimeError
         If it cannot be opened, or is not what its owner made.
     """
-    torch.cuda.init()  # opening a place before that ends the process
+    # Opening a place before that ends the process.
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     index = torch.cuda.current_device() if device.index is None else device.index
     storage = torch.UntypedStorage._new_shared_cuda(
         index,
