@@ -54,21 +54,14 @@ def settings(quick: bool) -> dict[str, Json]:
 
 
 def run(bench: Bench) -> bool:
-    """Start engines from nothing; then play whole rounds in one."""
+    """Play whole rounds in one engine; then start engines from nothing."""
     recorder, repeats = bench.recorder, int(bench.settings["repeats"])
-    # Rounds first: they are the longer part, and what a short time is best spent on.
-    if not recorder.has_all([_ROUND], repeats):
-        with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine():
-            rounds = _Rounds(bench, chosen_budgets(bench, Path(directory)))
-            rounds.warm_up()
-            for cell, repeat in recorder.interleave([_ROUND], repeats):
-                recorder.add(cell, repeat, parts_of(rounds.play()))
-    # Full sharing: no budgets to choose, and nothing to measure for that. Made before the clock starts.
-    first = _Rounds(bench, SCHEMES["sharing"])
-    for cell, repeat in recorder.interleave([_COLD], repeats):
-        recorder.add(cell, repeat, _cold_start(bench, first))
+    ways = {_ROUND: _play_rounds, _COLD: _start_engines}
+    for cell, seconds in recorder.shares(list(ways)):
+        if seconds > 0 and not recorder.has_all([cell], repeats):
+            ways[cell](bench, seconds)
     bench.bars += judge(recorder.samples)
-    return recorder.has_all([_ROUND, _COLD], repeats)
+    return recorder.has_all(list(ways), repeats)
 
 
 def report(result: Result) -> str:
@@ -179,6 +172,24 @@ class _Rounds:
                 task.task: max(1, round(length * task.rate / self._epoch)) for task in found.tasks
             }
         return dict(self._epochs)
+
+
+def _play_rounds(bench: Bench, seconds: float) -> None:
+    recorder, repeats = bench.recorder, int(bench.settings["repeats"])
+    end = recorder.left_s - seconds
+    with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine():
+        rounds = _Rounds(bench, chosen_budgets(bench, Path(directory)))
+        rounds.warm_up()
+        for cell, repeat in recorder.interleave([_ROUND], repeats, recorder.left_s - end):
+            recorder.add(cell, repeat, parts_of(rounds.play()))
+
+
+def _start_engines(bench: Bench, seconds: float) -> None:
+    recorder, repeats = bench.recorder, int(bench.settings["repeats"])
+    # Full sharing: no budgets to choose, and nothing to measure for that. Made before the clock starts.
+    rounds = _Rounds(bench, SCHEMES["sharing"])
+    for cell, repeat in recorder.interleave([_COLD], repeats, seconds):
+        recorder.add(cell, repeat, _cold_start(bench, rounds))
 
 
 def _cold_start(bench: Bench, rounds: _Rounds) -> dict[str, Json]:

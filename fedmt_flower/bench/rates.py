@@ -18,6 +18,8 @@ def take_rates(bench: Bench, profiler: Profiler, cells: Cells, seconds: float) -
     recorder = bench.recorder
     if recorder.has_all(list(cells), repeats):
         return True
+    if seconds <= 0:
+        return False
     end = recorder.left_s - seconds
     profiler.prepare([probe for together in cells.values() for probe in together])
     for cell, repeat in recorder.interleave(list(cells), repeats, recorder.left_s - end):
