@@ -18,9 +18,9 @@ from fedmt_flower.bench.allocation_table import (
 from fedmt_flower.bench.driver import Bench, usage_values
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task
 from fedmt_flower.bench.planned import chosen, volumes_in_turn
-from fedmt_flower.bench.rates import take_rate
+from fedmt_flower.bench.rates import seats_of, take_rate
 from fedmt_flower.bench.result import Bar, Json, Result
-from fedmt_flower.device.profile.profiler import Profiler
+from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.domain.allocation import Objective
 
 CLAIM = "tasks that share the GPU under budgets train faster together than in turn"
@@ -125,16 +125,22 @@ class _Setting:
         warm = self._profiler.prepare([probe for placed in self._placed.values() for probe in placed])
         self._bench.facts.setdefault("numerics", next(iter(warm.values())).numerics if warm else {})
         covered = {volume: self._volumes(volume) for volume in VOLUMES}
-        for cell, repeat in recorder.interleave(cells, repeats, recorder.left_s - end):
+        together = {cell: self._together(cell) for cell in cells}
+        left = recorder.left_s - end
+        for cell, repeat in recorder.interleave(cells, repeats, left, alike=lambda c: seats_of(together[c])):
             _, kind, which = cell.split(" | ")
-            if kind == "solo":
-                task = next(task for task in self._tasks if task.name == which)
-                take_rate(self._bench, self._profiler, cell, repeat, (solo(self._profiler, task),))
-            elif kind == "rates":
-                take_rate(self._bench, self._profiler, cell, repeat, self._placed[which])
+            if kind in ("solo", "rates"):
+                take_rate(self._bench, self._profiler, cell, repeat, together[cell])
             else:
                 self._take_round(cell, repeat, which, covered[kind.removeprefix("round ")])
         return recorder.has_all(cells, repeats)
+
+    def _together(self, cell: str) -> tuple[Probe, ...]:
+        """The tasks of a cell in their seats."""
+        _, kind, which = cell.split(" | ")
+        if kind != "solo":
+            return self._placed[which]
+        return tuple(solo(self._profiler, task) for task in self._tasks if task.name == which)
 
     def _take_round(self, cell: str, repeat: int, scheme: str, samples: Mapping[str, int]) -> None:
         placed = self._placed[scheme]

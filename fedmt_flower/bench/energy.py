@@ -103,9 +103,9 @@ class _Setting:
 
     def run(self, seconds: float) -> bool:
         """Take what is missing, within `seconds`; whether nothing is missing then."""
-        recorder, repeats_ = self._bench.recorder, int(self._bench.settings["repeats"])
+        recorder, times = self._bench.recorder, int(self._bench.settings["repeats"])
         cells = {f"{self._name} | {row}": which for row, which in _ROWS.items()}
-        if recorder.has_all(list(cells), repeats_):
+        if recorder.has_all(list(cells), times):
             return True
         if recorder.left_s <= 0:
             return False
@@ -117,11 +117,13 @@ class _Setting:
         best = recorder.take(f"{self._name} | {_STATIC}", lambda: self._best(placed[PLAIN], volume))["scheme"]
         placed[PLAIN][_STATIC] = placed[PLAIN][best]
         wanted = {cell: placed[kind][scheme] for cell, (kind, scheme) in cells.items()}
-        self._profiler.prepare([probe for together in wanted.values() for probe in together])
-        for cell, repeat in recorder.interleave(list(cells), repeats_, recorder.left_s - end):
+        kept = [probe for together in wanted.values() for probe in together]
+        self._profiler.dismiss(keep=kept)  # those of the other equal budgets
+        self._profiler.prepare(kept)
+        for cell, repeat in recorder.interleave(list(cells), times, recorder.left_s - end):
             values, spoiled = self._round(wanted[cell], volume, in_turn=cells[cell][1] == _TEMPORAL)
             recorder.add(cell, repeat, values, spoiled)
-        return recorder.has_all(list(cells), repeats_)
+        return recorder.has_all(list(cells), times)
 
     def _placed(self, kind: str, volume: int) -> dict[str, tuple[Probe, ...]]:
         """The seats of every scheme."""

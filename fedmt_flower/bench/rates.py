@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from fedmt_flower.bench.driver import Bench, usage_values
 from fedmt_flower.bench.result import Json
@@ -22,9 +22,18 @@ def take_rates(bench: Bench, profiler: Profiler, cells: Cells, seconds: float) -
         return False
     end = recorder.left_s - seconds
     profiler.prepare([probe for together in cells.values() for probe in together])
-    for cell, repeat in recorder.interleave(list(cells), repeats, recorder.left_s - end):
+    left = recorder.left_s - end
+    for cell, repeat in recorder.interleave(list(cells), repeats, left, alike=lambda c: seats_of(cells[c])):
         take_rate(bench, profiler, cell, repeat, cells[cell])
     return recorder.has_all(list(cells), repeats)
+
+
+def seats_of(together: Sequence[Probe]) -> Hashable:
+    """What is alike in co-runs whose workers are the same, or some of them.
+
+    A worker that has rested must take its memory again, which in a random order most would need.
+    """
+    return frozenset(repr(probe.seat) for probe in together)
 
 
 def take_rate(bench: Bench, profiler: Profiler, cell: str, repeat: int, together: Sequence[Probe]) -> None:

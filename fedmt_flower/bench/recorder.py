@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from fedmt_flower.bench.result import Json, Sample
 from fedmt_flower.errors import ConfigError
+
+_Item = TypeVar("_Item", bound=Hashable)
 
 
 class Recorder:
@@ -62,19 +65,23 @@ class Recorder:
             yield name, self.left_s / (len(names) - position)
 
     def interleave(
-        self, cells: Sequence[str], repeats: int, seconds: float = math.inf
+        self,
+        cells: Sequence[str],
+        repeats: int,
+        seconds: float = math.inf,
+        *,
+        alike: Callable[[str], Hashable] | None = None,
     ) -> Iterator[tuple[str, int]]:
         """The cells and repeats still to be taken: all cells once, then all again, in a new order each time.
 
-        Ends when all are there, or when the next would probably outlast `seconds` or the deadline.
+        Ends when all are there, or when the next would probably outlast `seconds` or the deadline. See
+        `shuffled` for `alike`.
         """
         deadline = min(self.deadline, time.monotonic() + seconds)
         longest = 0.0
         there = {(sample.cell, sample.repeat) for sample in self.samples}
         for repeat in range(repeats):
-            order = list(cells)
-            random.Random(repeat).shuffle(order)
-            for cell in order:
+            for cell in shuffled(cells, repeat, alike):
                 if (cell, repeat) in there:
                     continue
                 begun = time.monotonic()
@@ -133,6 +140,23 @@ class Recorder:
             entry = msgspec.json.decode(line)
             self.samples.append(msgspec.convert(entry["sample"], Sample))
             self._before_s = entry["seconds"]
+
+
+def shuffled(
+    items: Sequence[_Item], seed: int | str, alike: Callable[[_Item], Hashable] | None = None
+) -> list[_Item]:
+    """The items in an order drawn by `seed`.
+
+    Those that are `alike`, which gives the same of both, come one after the other: what one needed in place
+    is there for the next.
+    """
+    order = list(items)
+    random.Random(seed).shuffle(order)
+    if alike is None:
+        return order
+    kinds = {item: alike(item) for item in order}
+    places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds.values()))}
+    return sorted(order, key=lambda item: places[kinds[item]])
 
 
 def _is_json(line: bytes) -> bool:

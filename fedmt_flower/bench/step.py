@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 
 from fedmt_flower.bench.allocation_table import EQUAL, SETTINGS
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, PLAIN, SCHEMES, by_step, probes, solo, synthetic_task
 from fedmt_flower.bench.planned import chosen, features, volumes_in_turn
+from fedmt_flower.bench.rates import seats_of
+from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.step_table import CHOSEN, judge, markdown
 from fedmt_flower.device.profile.profiler import Probe, Profiler
@@ -107,32 +108,26 @@ class _Setting:
         volume: int,
     ) -> None:
         """One repeat of everything, in a new order: one sample, never a part of it on another machine."""
-        alone = {
-            (kind, task.name): solo(self._profiler, task)
-            for kind in self._tasks
-            for task in self._tasks[kind]
-        }
-        shared = [(kind, name) for kind, some in placed.items() for name in some]
-        rounds = [(kind, name) for kind, name in shared if name in (*EQUAL, "fedmt")]
-        work = [
-            *(("solo", *which) for which in alone),
-            *(("rates", *which) for which in shared),
-            *(("round", *which) for which in rounds),
-            *(("round", kind, "in turn") for kind in self._tasks),
-        ]
-        random.Random(f"{cell} {repeat}").shuffle(work)
+        together: dict[tuple[str, str, str], tuple[Probe, ...]] = {}
+        for kind, tasks in self._tasks.items():
+            alone = tuple(solo(self._profiler, task) for task in tasks)
+            together |= {("solo", kind, probe.task.name): (probe,) for probe in alone}
+            together |= {("rates", kind, name): seats for name, seats in placed[kind].items()}
+            together["round", kind, "in turn"] = alone
+            for name in placed[kind].keys() & {*EQUAL, "fedmt"}:
+                together["round", kind, name] = placed[kind][name]
         values: dict[str, Json] = {"volume": volume}
         flags: list[str] = []
-        for what, kind, name in work:
-            key = f"{what} | {kind} | {name}"
+        # Sorted, since sets are walked in another order by each process.
+        for which in shuffled(sorted(together), f"{cell} {repeat}", lambda w: (w[1], seats_of(together[w]))):
+            what, _, name = which
+            key = " | ".join(which)
             if what == "round":
-                own = [solo(self._profiler, task) for task in self._tasks[kind]]
-                run = [(probe, volume) for probe in (own if name == "in turn" else placed[kind][name])]
+                run = [(probe, volume) for probe in together[which]]
                 span = self._profiler.cover(run, in_turn=name == "in turn")
                 values[key], spoiled = round(span.seconds, 4), span.spoiled
             else:
-                together = [alone[kind, name]] if what == "solo" else placed[kind][name]
-                taken = self._profiler.measure(together)
+                taken = self._profiler.measure(together[which])
                 values[key], spoiled = [round(rate, 1) for rate in taken.rates], taken.spoiled
             flags += [f"{key}: {line}" for line in spoiled]
         self._bench.recorder.add(cell, repeat, values, flags)

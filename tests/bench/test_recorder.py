@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from fedmt_flower.bench.recorder import Recorder
+from fedmt_flower.bench.recorder import Recorder, shuffled
 from fedmt_flower.errors import ConfigError
 
 CELLS = ("a", "b", "c", "d")
@@ -80,3 +81,15 @@ def test_what_one_leaves_of_its_share_goes_to_those_after_it(tmp_path: Path) -> 
     shares = dict(ends.shares(["a", "b", "c"]))  # none takes any time
     assert list(shares) == ["a", "b", "c"]
     assert list(shares.values()) == pytest.approx([30.0, 45.0, 90.0], abs=1.0)
+
+
+def test_what_is_alike_comes_together_in_an_order_that_is_still_drawn() -> None:
+    items = [f"{place}{kind}" for place in range(4) for kind in "abc"]
+    orders = [shuffled(items, seed, lambda item: item[1]) for seed in range(8)]
+    for order in orders:
+        assert sorted(order) == sorted(items)
+        kinds = [item[1] for item in order]
+        assert sum(one != other for one, other in pairwise(kinds)) == 2
+    assert len({tuple(order) for order in orders}) > 4
+    assert len({order[0][1] for order in orders}) > 1
+    assert shuffled(items, 1) != shuffled(items, 1, lambda item: item[1])
