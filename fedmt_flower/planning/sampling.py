@@ -16,7 +16,7 @@ LARGEST_SET: Final = 5
 _MIDDLE: Final = 60.0
 """Near this budget, and at the whole device, every task is measured at its reference batch size."""
 _DRAWN: Final = 4
-"""Random places of a task besides those."""
+"""Random budgets of a task besides those; every other one comes with a random batch size too."""
 _TOGETHER: Final = 12
 """Settings of a set before one of its tasks is replaced."""
 
@@ -126,11 +126,15 @@ def _sizes(n: int) -> Iterator[int]:
 
 
 def _places(candidate: Candidate, levels: Sequence[float], generator: np.random.Generator) -> Setting:
-    """The whole device and the middle at the reference batch size; then random places, spread out."""
+    """The whole device and the middle at the reference batch size; then random places, spread out.
+
+    Most plans leave batch sizes as they are, so two thirds of the places do.
+    """
     middle = min(levels, key=lambda level: (abs(level - _MIDDLE), level))
     even = [Place(candidate.task, candidate.reference, level) for level in (max(levels), middle)]
     batches, budgets = _spread(candidate.batches, generator), _spread(levels, generator)
-    drawn = [Place(candidate.task, int(b), r) for b, r in zip(batches, budgets, strict=True)]
+    sizes = [candidate.reference if i % 2 else int(batch) for i, batch in enumerate(batches)]
+    drawn = [Place(candidate.task, batch, r) for batch, r in zip(sizes, budgets, strict=True)]
     return tuple(dict.fromkeys([*even, *drawn]))
 
 
