@@ -122,7 +122,7 @@ class _Setting:
         recorder = self._bench.recorder
         if recorder.has_all(cells, repeats):
             return True
-        warm = self._profiler.prepare([probe for placed in self._placed.values() for probe in placed])
+        warm = self._profiler.prepare_only([probe for placed in self._placed.values() for probe in placed])
         self._bench.facts.setdefault("numerics", next(iter(warm.values())).numerics if warm else {})
         covered = {volume: self._volumes(volume) for volume in VOLUMES}
         together = {cell: self._together(cell) for cell in cells}

@@ -117,9 +117,7 @@ class _Setting:
         best = recorder.take(f"{self._name} | {_STATIC}", lambda: self._best(placed[PLAIN], volume))["scheme"]
         placed[PLAIN][_STATIC] = placed[PLAIN][best]
         wanted = {cell: placed[kind][scheme] for cell, (kind, scheme) in cells.items()}
-        kept = [probe for together in wanted.values() for probe in together]
-        self._profiler.dismiss(keep=kept)  # those of the other equal budgets
-        self._profiler.prepare(kept)
+        self._profiler.prepare_only([probe for together in wanted.values() for probe in together])
         for cell, repeat in recorder.interleave(list(cells), times, recorder.left_s - end):
             values, spoiled = self._round(wanted[cell], volume, in_turn=cells[cell][1] == _TEMPORAL)
             recorder.add(cell, repeat, values, spoiled)

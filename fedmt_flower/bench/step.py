@@ -67,7 +67,9 @@ class _Setting:
         # Equal volumes, such that the plain round in turn takes about its time.
         volume = volumes_in_turn(self._bench, self._profiler, plain, [1] * len(plain))[plain[0].name]
         placed = {kind: self._placed(kind, volume) for kind in self._tasks}
-        self._profiler.prepare([p for some in placed.values() for seats in some.values() for p in seats])
+        shared = [p for some in placed.values() for seats in some.values() for p in seats]
+        alone = [solo(self._profiler, task) for tasks in self._tasks.values() for task in tasks]
+        self._profiler.prepare_only([*shared, *alone])
         recorder.take(f"{self._name} | limit", self._limit)
         for cell, repeat in recorder.interleave([self._name], repeats, recorder.left_s - end):
             self._take(cell, repeat, placed, volume)

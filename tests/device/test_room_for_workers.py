@@ -25,9 +25,9 @@ def test_the_longest_unused_workers_give_their_memory_back(
     assert to_rest({"a": 30, "b": 10, "c": 10}, wanted, needed, usable=80) == resting
 
 
-async def together(needs: list[int], room: int, processors: int) -> tuple[int, int, list[int]]:
+async def together(needs: list[int], room: int, processors: int, kept: int = 0) -> tuple[int, int, list[int]]:
     """The most workers and the most bytes that were at it at once, and the order in which they began."""
-    admission, began = Admission(room, processors), list[int]()
+    admission, began = Admission(room, processors, kept), list[int]()
     now: list[int] = []
     most = bytes_ = 0
 
@@ -73,3 +73,25 @@ def test_a_turn_is_given_back_by_a_worker_that_fails() -> None:
             return True
 
     assert asyncio.run(fails_first())
+
+
+def test_what_workers_hold_at_rest_is_no_room_for_others() -> None:
+    most, _, began = asyncio.run(together([5] * 6, room=15, processors=16, kept=2))
+    assert most == 3
+    assert sorted(began) == list(range(6))
+
+    async def last_alone() -> int:
+        admission, now, most = Admission(10, 16, kept=3), 0, 0
+
+        async def start() -> None:
+            nonlocal now, most
+            async with admission.turn(5):
+                now, most = now + 1, max(most, now + 1)
+                await asyncio.sleep(0)
+                now -= 1
+
+        await start()
+        await asyncio.gather(start(), start())
+        return most
+
+    assert asyncio.run(last_alone()) == 1

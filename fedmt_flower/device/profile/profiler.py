@@ -62,8 +62,8 @@ _WAKING = 2
 """Steps after which a worker that rested holds its memory again."""
 _UNKNOWN = 8 << 30
 """Bytes that a worker is taken to hold until it first rests, of a task not met before (ResNet-101: 7 GB)."""
-_CONTEXT = 1 << 29
-"""Bytes that a process on a GPU is taken to hold besides its tensors."""
+_AT_REST = 1 << 30
+"""Bytes that a worker is taken to hold on a GPU even at rest (on an H100 some 0.8 to 1.4 GB each)."""
 _FILL = 0.93
 """Part of the device's memory that is used; the rest is for what nobody accounts for."""
 _PROCESSORS = len(os.sched_getaffinity(0))
@@ -218,6 +218,11 @@ class Profiler:
     def seat(self, budget: float, sharing: Sharing = Sharing.CAPPED, *, yields: bool = False) -> Seat:
         """The seat of a budget in per cent."""
         return self.backend.seat(budget, sharing, yields=yields)
+
+    def prepare_only(self, probes: Sequence[Probe]) -> dict[str, Rehearsed]:
+        """As `prepare`, after all other workers were let go: they hold memory even at rest."""
+        self.dismiss(keep=probes)
+        return self.prepare(probes)
 
     def prepare(self, probes: Sequence[Probe]) -> dict[str, Rehearsed]:
         """Have a warm worker for every probe; what each new one said of itself, by the probe's key.
@@ -377,10 +382,10 @@ class Profiler:
         """Let workers rest for `probes`, which start; what lets them do so side by side."""
         for probe in probes:
             self._awake.pop(probe.key, None)
-        needed = sum(sorted(map(self._expected, probes))[-_PROCESSORS:])
-        room = self._usable - sum(_CONTEXT for probe in probes if probe.seat.device != _HOST)
-        await self._rest(to_rest(self._awake, set(), min(needed, room), room))
-        return Admission(room - sum(self._awake.values()), _PROCESSORS)
+        kept = 0 if probes[0].seat.device == _HOST else _AT_REST
+        needed = sum(sorted(map(self._expected, probes))[-_PROCESSORS:]) + kept * len(probes)
+        await self._rest(to_rest(self._awake, set(), needed, self._usable))
+        return Admission(self._usable - sum(self._awake.values()), _PROCESSORS, kept)
 
     def _expected(self, probe: Probe) -> int:
         """Bytes that a worker of `probe` may hold while it starts: what its task needed at most so far."""

@@ -29,14 +29,22 @@ def to_rest(awake: Mapping[str, int], wanted: Set[str], needed: int, usable: int
 
 
 class Admission:
-    """Lets workers start side by side while what they may hold together fits `room` bytes.
+    """Lets workers start side by side while what they may hold together fits the device.
 
-    No more than `processors` of them, since the first steps of each keep one busy; one at least.
+    Parameters
+    ----------
+    room
+        Bytes that they may hold together.
+    processors
+        How many may start at once, since the first steps of each keep one busy. One may in any case.
+    kept
+        Bytes that each goes on to hold when it has started and rests.
     """
 
-    def __init__(self, room: int, processors: int) -> None:
+    def __init__(self, room: int, processors: int, kept: int = 0) -> None:
         self._room = max(0, room)
         self._processors = processors
+        self._kept = kept
         self._held = self._starting = 0
         self._changed = asyncio.Condition()
 
@@ -50,7 +58,7 @@ class Admission:
             yield
         finally:
             async with self._changed:
-                self._held, self._starting = self._held - need, self._starting - 1
+                self._held, self._starting = self._held - need + self._kept, self._starting - 1
                 self._changed.notify_all()
 
     def _fits(self, need: int) -> bool:
