@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import msgspec
@@ -16,7 +16,8 @@ from fedmt_flower.device.planner.models import Chosen
 from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.device.profile.survey import PERCENTAGES, QUARTER, device_steps
 from fedmt_flower.domain.allocation import Objective
-from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
+from fedmt_flower.domain.profile import CoRunSample, DeviceFeatures, StepKind, TaskFeatures
+from fedmt_flower.domain.step import StepChoice
 from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import EngineError
 from fedmt_flower.planning.budgets import BudgetProblem
@@ -34,18 +35,32 @@ def features(
 ) -> tuple[DeviceFeatures, Mapping[str, TaskFeatures]]:
     """The device and the tasks as the throughput model sees them; each task at its own batch size.
 
-    A profile of the same kind of device that has a task is believed; other tasks are measured, once in a
-    benchmark's record.
+    A profile of the same kind of device that has a task is believed, see `recalled`; other tasks are
+    measured, once in a benchmark's record.
     """
     given = profiled(bench.options.profiles) if bench.options.profiles else ()
     believed = [sample for sample in given if sample.device.name == bench.machine.gpu]
-    known = {task.task: task for sample in believed for task in sample.tasks}
+    known = {task.name: found for task in tasks if (found := recalled(task, believed)) is not None}
     measured = _measured(bench, profiler, [task for task in tasks if task.name not in known])
     known |= {name: msgspec.convert(values["task"], TaskFeatures) for name, values in measured.items()}
     if believed:
         return believed[0].device, {task.name: known[task.name] for task in tasks}
     device = msgspec.convert(next(iter(measured.values()))["device"], DeviceFeatures)
     return device, {task.name: known[task.name] for task in tasks}
+
+
+def recalled(task: Task, samples: Sequence[CoRunSample]) -> TaskFeatures | None:
+    """What samples know of `task`, under its own name; None if they know nothing.
+
+    They do of a task of the same model that takes its steps in the same way, at the same reference batch size.
+    """
+    step = StepKind.GRAPH if task.parameters.get("step") == StepChoice.GRAPH else StepKind.EAGER
+    wanted = _model(task), step, task.parameters["batch_size"]
+    for sample in samples:
+        for known in sample.tasks:
+            if (known.model, known.step, known.reference_batch) == wanted:
+                return replace(known, task=task.name)
+    return None
 
 
 def problem_of(
@@ -113,7 +128,7 @@ def _measured(bench: Bench, profiler: Profiler, tasks: Sequence[Task]) -> dict[s
         rate, slower = (profiler.measure([probe]).rates[0] for probe in (whole, part))
         taken = TaskFeatures(
             task=task.name,
-            model=task.model.rpartition(":")[2],
+            model=_model(task),
             flops=said.flops,
             traffic=said.traffic,
             solo_rate=rate,
@@ -124,3 +139,8 @@ def _measured(bench: Bench, profiler: Profiler, tasks: Sequence[Task]) -> dict[s
         return {"device": asdict(said.device), "task": asdict(taken)}
 
     return {task.name: bench.recorder.take(cells[task.name], partial(measure, task)) for task in tasks}
+
+
+def _model(task: Task) -> str:
+    """What samples call a task's model."""
+    return task.model.rpartition(":")[2]
