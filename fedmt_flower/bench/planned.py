@@ -52,7 +52,7 @@ def features(
 def recalled(task: Task, samples: Sequence[CoRunSample]) -> TaskFeatures | None:
     """What samples know of `task`, under its own name; None if they know nothing.
 
-    They do of a task of the same model that takes its steps in the same way, at the same reference batch size.
+    They do of a task of the same model and reference batch size that takes its steps in the same way.
     """
     step = StepKind.GRAPH if task.parameters.get("step") == StepChoice.GRAPH else StepKind.EAGER
     wanted = _model(task), step, task.parameters["batch_size"]
