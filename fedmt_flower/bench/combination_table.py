@@ -28,6 +28,9 @@ class Row:
         Which.
     solos
         P_bᵢ in samples/s of each task, by repeat.
+    busy
+        Per cent of the time in which the device ran any kernel while each task was alone, on average; None
+        where that was not told. The rest is what others can take without taking it from a task.
     schemes
         What each scheme came to; only those that were measured.
     budgets
@@ -37,6 +40,7 @@ class Row:
     models: tuple[str, ...]
     kind: str
     solos: Mapping[str, Mapping[int, float]]
+    busy: float | None
     schemes: Mapping[str, Together]
     budgets: tuple[float, ...]
 
@@ -99,6 +103,7 @@ def rows(samples: Sequence[Sample], combinations: Sequence[Sequence[str]], kinds
                         models=tuple(models),
                         kind=kind,
                         solos=rates,
+                        busy=_busy(solos),
                         schemes=schemes,
                         budgets=tuple(plan["budgets"]),
                     )
@@ -122,7 +127,7 @@ def markdown(table: Sequence[Row], paper: Mapping[str, str], batch: Json) -> str
     parts = []
     plain = {row.name: row for row in table if row.kind == PLAIN}
     for kind in dict.fromkeys(row.kind for row in table):
-        columns = ["combination", "in turn (samples/s)", "largest alone"]
+        columns = ["combination", "in turn (samples/s)", "device busy then", "largest alone"]
         columns += [f"{scheme}{what}" for scheme in TOGETHER for what in ("", ": P_f", ": smallest share")]
         columns += ["its budgets (%)"]
         columns += ["fedmt over plain in turn"] if kind == FAST else ["the paper's fedmt"]
@@ -149,8 +154,15 @@ def _measured(
     return taken, solos
 
 
+def _busy(solos: Mapping[str, Repeats]) -> float | None:
+    told = [v.get("utilisation") for own in solos.values() for v in own.values()]
+    known = [value for value in told if value is not None]
+    return statistics.fmean(known) if known else None
+
+
 def _cells(row: Row) -> list[str]:
-    cells = [row.name, interval(row.in_turn, 0), f"{row.largest.mean:.2f}×"]
+    busy = "–" if row.busy is None else f"{row.busy:.0f} %"
+    cells = [row.name, interval(row.in_turn, 0), busy, f"{row.largest.mean:.2f}×"]
     for scheme in TOGETHER:
         found = row.schemes.get(scheme)
         if found is None:

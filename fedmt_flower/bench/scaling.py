@@ -27,8 +27,8 @@ PAPER: Final[Mapping[tuple[str, ...], float]] = {
 }
 """FedMT's raw throughput over the temporal one, on a Titan V (Table IV)."""
 EIGHT: Final = ("V16", "R18", "R34", "R50", "R101", "M3", "D121", "S2")
-_GROWTH: Final = ((2, 4), (4, 5))
-"""Numbers of tasks between which the factor and P_f are to grow."""
+_GROWTH: Final = ((2, 4), (2, 5))
+"""Numbers of tasks between which the factor and P_f are to grow (the five do not include the four)."""
 
 
 def settings(quick: bool) -> dict[str, Json]:
