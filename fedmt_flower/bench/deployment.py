@@ -14,18 +14,57 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedmt_flower.device.engine.connection import running
 from fedmt_flower.errors import EngineError
 
+_LISTENING = "0A"
+"""How the kernel's table of sockets calls one that listens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A SuperNode to be.
+
+    Parameters
+    ----------
+    config
+        Its node configuration.
+    device
+        The directory of its device's engine, in the deployment's: nodes that name the same one share it.
+    home
+        Flower's directory for it: nodes that install an app at once must not do so in one place.
+    inside
+        What goes before its command.
+    superlink
+        The SuperLink's address, as seen from there.
+    """
+
+    config: str
+    device: str = "fedmt"
+    home: str = "flwr"
+    inside: tuple[str, ...] = ()
+    superlink: str = "127.0.0.1"
+
+
+def partitions(sites: int) -> list[Node]:
+    """A node for each of so many sites, all on one device."""
+    return [Node(config=f"partition-id={site} num-partitions={sites}") for site in range(sites)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """A SuperLink and its SuperNodes at work, and what their processes have in their environment."""
+    """A SuperLink and its SuperNodes at work, and what their processes have in their environment.
+
+    `nodes` are the SuperNodes' processes, `inside` is what goes before a command on the SuperLink's host.
+    """
 
     directory: Path
     environment: dict[str, str]
+    nodes: tuple[int, ...] = ()
+    inside: tuple[str, ...] = ()
 
     @property
     def home(self) -> str:
@@ -33,7 +72,11 @@ class Deployment:
         return self.environment["FLWR_HOME"]
 
     def run(self, files: Mapping[str, str], config: str, *, patience_s: float) -> None:
-        """Submit the app of these `files` and wait for its end; EngineError if that is not a good one.
+        """Submit the app of these `files` and wait for its end; EngineError if that is not a good one."""
+        self.await_end(self.submit(files, config), patience_s)
+
+    def submit(self, files: Mapping[str, str], config: str) -> str:
+        """Submit the app of these `files`; the number of its run.
 
         Parameters
         ----------
@@ -45,22 +88,25 @@ class Deployment:
         for name, text in files.items():
             (app / name).write_text(text)
         answer = self._flwr("run", str(app), "bench", "--run-config", config)
-        number = str(answer["run-id"])
+        return str(answer["run-id"])
+
+    def await_end(self, number: str, patience_s: float) -> None:
+        """Wait for the end of a run; EngineError if that is not a good one."""
         deadline = time.monotonic() + patience_s
         while not (status := self._status(number)).startswith("finished"):
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"the federation had not ended after {patience_s:.0f} s: {self._errors(number)}"
+                    f"the federation had not ended after {patience_s:.0f} s: {self.errors(number)}"
                 )
             time.sleep(2)  # each look is a process of its own
         if status != "finished:completed":
-            raise EngineError(f"the federation ended as {status}: {self._errors(number)}")
+            raise EngineError(f"the federation ended as {status}: {self.errors(number)}")
 
     def _status(self, number: str) -> str:
         return str(self._flwr("list", "bench", "--run-id", number)["runs"][0]["status"])
 
     def _flwr(self, *words: str) -> dict[str, Any]:
-        command = [_program("flwr"), *words, "--format", "json"]
+        command = [*self.inside, _program("flwr"), *words, "--format", "json"]
         done = subprocess.run(
             command, capture_output=True, text=True, env=self.environment, timeout=60, check=False
         )
@@ -71,9 +117,9 @@ class Deployment:
             raise EngineError(f"flwr {words[0]} failed: {' '.join(done.stdout.split())}")
         return answer
 
-    def _errors(self, number: str) -> str:
+    def errors(self, number: str) -> str:
         """What the run's own log calls an error; what went wrong in a server app stands only there."""
-        command = [_program("flwr"), "log", number, "bench", "--show"]
+        command = [*self.inside, _program("flwr"), "log", number, "bench", "--show"]
         done = subprocess.run(
             command, capture_output=True, text=True, env=self.environment, timeout=60, check=False
         )
@@ -82,15 +128,31 @@ class Deployment:
 
 
 @contextmanager
-def deployed(directory: Path, sites: int) -> Iterator[Deployment]:
-    """A SuperLink and SuperNodes in `directory`; with them end the engines that their ClientApps started."""
-    http, *ports = (_free_port() for _ in range(1 + sites))
+def deployed(
+    directory: Path,
+    nodes: Sequence[Node],
+    *,
+    inside: tuple[str, ...] = (),
+    host: str = "127.0.0.1",
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Deployment]:
+    """A SuperLink and SuperNodes in `directory`; with them end the engines that their ClientApps started.
+
+    Parameters
+    ----------
+    inside, host
+        What goes before the SuperLink's command, and the address on which it listens there.
+    settings
+        What else all processes have in their environment.
+    """
+    http, *ports = (_free_port() for _ in range(1 + len(nodes)))
     home = directory / "flwr"
     home.mkdir()
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "127.0.0.1:{http}"\ninsecure = true\n'
     )
-    marks = {"FLWR_HOME": str(home), "FEDMT_HOME": str(directory / "fedmt"), "FLWR_TELEMETRY_ENABLED": "0"}
+    devices = [str(directory / device) for device in dict.fromkeys(node.device for node in nodes)]
+    marks = {"FLWR_HOME": str(home), "FEDMT_HOME": devices[0], "FLWR_TELEMETRY_ENABLED": "0", **settings}
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **marks, "PATH": search}
     before = os.environ.get("FEDMT_HOME")
@@ -98,18 +160,23 @@ def deployed(directory: Path, sites: int) -> Iterator[Deployment]:
     try:
         with ExitStack() as processes:
             link = ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation"]
-            link += ["--host", "127.0.0.1", "--port", str(http)]
-            processes.enter_context(_started("superlink", link, directory, environment))
-            _await_port(http)
-            for site, port in enumerate(ports):
-                node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{http}"]
-                node += ["--host", "127.0.0.1", "--port", str(port)]
-                node += ["--node-config", f"partition-id={site} num-partitions={sites}"]
-                processes.enter_context(_started(f"supernode-{site}", node, directory, environment))
-            yield Deployment(directory=directory, environment=environment)
+            link += ["--host", host, "--port", str(http)]
+            process = _started("superlink", link, directory, environment, inside)
+            _await_port(http, processes.enter_context(process))
+            pids = []
+            for number, (node, port) in enumerate(zip(nodes, ports, strict=True)):
+                words = ["flower-supernode", "--insecure", "--superlink", f"{node.superlink}:{http}"]
+                words += ["--host", "127.0.0.1", "--port", str(port), "--node-config", node.config]
+                places = {"FLWR_HOME": directory / node.home, "FEDMT_HOME": directory / node.device}
+                own = environment | {name: str(place) for name, place in places.items()}
+                process = _started(f"supernode-{number}", words, directory, own, node.inside)
+                pids.append(processes.enter_context(process))
+            yield Deployment(directory=directory, environment=environment, nodes=tuple(pids), inside=inside)
     finally:
-        for engine in running():
-            engine.stop()
+        for device in devices:
+            os.environ["FEDMT_HOME"] = device
+            for engine in running():
+                engine.stop()
         if before is None:
             del os.environ["FEDMT_HOME"]
         else:
@@ -117,13 +184,20 @@ def deployed(directory: Path, sites: int) -> Iterator[Deployment]:
 
 
 @contextmanager
-def _started(name: str, words: Sequence[str], directory: Path, environment: dict[str, str]) -> Iterator[None]:
+def _started(
+    name: str, words: Sequence[str], directory: Path, environment: dict[str, str], inside: Sequence[str]
+) -> Iterator[int]:
+    """A program of Flower's, its process's id; ended with the context."""
     with (directory / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [_program(words[0]), *words[1:]], env=environment, cwd=directory, stdout=log, stderr=log
+            [*inside, _program(words[0]), *words[1:]],
+            env=environment,
+            cwd=directory,
+            stdout=log,
+            stderr=log,
         )
     try:
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -133,15 +207,25 @@ def _started(name: str, words: Sequence[str], directory: Path, environment: dict
             process.wait()
 
 
-def _await_port(port: int, patience_s: float = 60.0) -> None:
+def _await_port(port: int, pid: int, patience_s: float = 60.0) -> None:
+    """Wait until something listens on `port` in the network that the process `pid` is in."""
     deadline = time.monotonic() + patience_s
-    while True:
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
-                return
+    while not _listens(port, pid):
         if time.monotonic() > deadline:
             raise EngineError(f"the SuperLink does not listen on port {port} after {patience_s:.0f} s")
         time.sleep(0.1)
+
+
+def _listens(port: int, pid: int) -> bool:
+    """Whether anything listens on `port` in the network that the process `pid` is in."""
+    try:
+        _, *sockets = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()
+    except OSError:  # it has ended
+        return False
+    return any(
+        fields[1].endswith(f":{port:04X}") and fields[3] == _LISTENING
+        for fields in (line.split() for line in sockets)
+    )
 
 
 def _program(name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmt_flower.bench.deployment import deployed
+from fedmt_flower.bench.deployment import deployed, partitions
 from fedmt_flower.bench.driver import Bench, memory_in_use
 from fedmt_flower.bench.leftovers import left_bars, left_behind
 from fedmt_flower.bench.result import Bar, Json, Result
@@ -58,7 +58,7 @@ def run(bench: Bench) -> bool:
     bench.recorder.clear()
     memory = memory_in_use(bench.options)
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
-        with deployed(Path(directory), _SITES) as deployment:
+        with deployed(Path(directory), partitions(_SITES)) as deployment:
             began = time.monotonic()
             folder = Path(directory) / "run"
             overrides = (

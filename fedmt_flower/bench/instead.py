@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedmt_flower.bench import stock
-from fedmt_flower.bench.deployment import Deployment, deployed
+from fedmt_flower.bench.deployment import Deployment, deployed, partitions
 from fedmt_flower.bench.driver import Bench, memory_in_use
 from fedmt_flower.bench.federation import APP
 from fedmt_flower.bench.leftovers import left_bars, left_behind
@@ -56,7 +56,7 @@ def run(bench: Bench) -> bool:
     for cell, repeat in bench.recorder.interleave(cells, repeats):
         setting, _, way = cell.partition(" | ")
         with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
-            with deployed(Path(directory), _SITES) as deployment:
+            with deployed(Path(directory), partitions(_SITES)) as deployment:
                 values = ways[way](bench, deployment, setting)
             left.append(left_behind(bench.options, ("FLWR_HOME", deployment.home), memory))
         bench.recorder.add(cell, repeat, values)

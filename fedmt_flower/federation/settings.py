@@ -83,7 +83,7 @@ class FederationSettings:
     rounds
         Rounds of training, 1 or more.
     sites
-        Sites that a simulation has, and that any run waits for before its first round; 1 or more.
+        Sites that a simulation has, and nodes that any run waits for before its first round; 1 or more.
     join_timeout_s
         Seconds after which a run begins with the sites that are there.
     seed

@@ -32,6 +32,7 @@ def run(name: str, out: Path, **changes: object) -> Result:
     [
         pytest.param(name, marks=pytest.mark.deployment if name in {"federation", "instead"} else ())
         for name in DRIVERS
+        if name != "streaming"  # tests/deployment/test_streaming.py
     ],
 )
 def test_a_driver_leaves_a_whole_record(name: str, tmp_path: Path) -> None:

@@ -15,8 +15,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.engine.rounds import OnProgress, OnUpdate, Round
 from fedmt_flower.device.ipc.frames import Advanced
+from fedmt_flower.device.processes.pool import Pool
+from fedmt_flower.domain.plan import DevicePlan
 from fedmt_flower.domain.round import RoundOrder, RoundReport
 
 log = logging.getLogger(__name__)
@@ -55,7 +58,7 @@ class Gathering:
 
     def __init__(self, order: RoundOrder, play: Callable[[Gathering], Awaitable[RoundReport]]) -> None:
         self.order = order
-        self.arrival = time.monotonic()
+        self._arrival = time.monotonic()
         self.weights: dict[str, int] = {}
         self._lanes: dict[str, Lane] = {}
         self._carried: set[Lane] = set()
@@ -107,11 +110,17 @@ class Gathering:
             self._carried.discard(lane)
         return report.part(lane.weights)
 
-    async def run(self, work: Round) -> RoundReport:
-        """Run the round with the lanes that have come, and those that come meanwhile."""
-        self._round = work
+    async def run(self, planned: DevicePlan, pool: Pool, backend: DeviceBackend) -> RoundReport:
+        """Run the round as it is planned, with the lanes that have come and those that come meanwhile.
+
+        Raises
+        ------
+        EngineError
+            As `Round`.
+        """
+        self._round = Round(self.order, planned, self.weights, pool, backend, self._arrival)
         self._begun.set()
-        report = await work.run(self._on_progress, self._on_update)
+        report = await self._round.run(self._on_progress, self._on_update)
         if missing := [a.task.name for a in self.order.assignments if a.task.name not in self.weights]:
             log.warning(
                 "site %r, round %d: it went on without %s, whose weights no node of the site has brought",
@@ -130,12 +139,14 @@ class Gathering:
         await self._round.ended(lane.weights)
 
     async def _leave(self, lane: Lane) -> None:
-        log.info("site %r, round %d: %s left", self.order.site, self.order.round, ", ".join(lane.weights))
         if not self._carried:
             self._given_up = True
             self._playing.cancel()
             await asyncio.wait({self._playing})
-        elif self._round is not None:
+            return
+        tasks = ", ".join(map(repr, lane.weights))
+        log.warning("site %r, round %d: it goes on without %s", self.order.site, self.order.round, tasks)
+        if self._round is not None:
             await self._round.leave(lane.weights)
         else:
             for task in lane.weights:

@@ -16,7 +16,6 @@ from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.engine.gathering import Gathering, Gatherings, Lane
 from fedmt_flower.device.engine.home import Home
 from fedmt_flower.device.engine.monitor import Monitor
-from fedmt_flower.device.engine.rounds import Round
 from fedmt_flower.device.ipc.frames import (
     Advanced,
     Complete,
@@ -283,9 +282,7 @@ class Server:
         try:
             await self._pool.refresh()
             planned = await self._planner.plan(order, gathering.weights)
-            arrival = gathering.arrival
-            work = Round(order, planned, gathering.weights, self._pool, self._backend, arrival)
-            report = await gathering.run(work)
+            report = await gathering.run(planned, self._pool, self._backend)
             self._planner.observe(order, report)
             self._sites[order.site] += 1
             self._monitor.record(report)
