@@ -20,7 +20,7 @@ from fedmt_flower.domain.profile import CoRunSample, DeviceFeatures, StepKind, T
 from fedmt_flower.domain.step import StepChoice
 from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import EngineError
-from fedmt_flower.planning.budgets import BudgetProblem
+from fedmt_flower.planning.budgets import CAUTION, BudgetProblem
 from fedmt_flower.planning.features import quarter_share
 from fedmt_flower.planning.search import solve
 
@@ -79,6 +79,7 @@ def problem_of(
         levels=(levels(profiler),) * len(tasks),
         objective=objective,
         samples=tuple(volumes[task.name] for task in tasks),
+        caution=CAUTION,
     )
 
 

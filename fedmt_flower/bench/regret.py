@@ -22,7 +22,7 @@ from fedmt_flower.device.profile.survey import device_steps
 from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import CoRunSample
 from fedmt_flower.domain.task import Task
-from fedmt_flower.planning.budgets import BudgetProblem
+from fedmt_flower.planning.budgets import CAUTION, BudgetProblem
 from fedmt_flower.planning.search import solve
 from fedmt_flower.plots.fronts import Cloud, fronts_png
 
@@ -164,6 +164,7 @@ class _Study:
                 batches=self._batches,
                 levels=(self._levels(),) * len(self._tasks),
                 objective=objective,
+                caution=CAUTION,
             )
             found = solve(problem, planning.model)
             ours[objective] = text(tuple(zip(found.batches, found.budgets, strict=True)))

@@ -13,7 +13,7 @@ from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.allocation import plan_round
 from fedmt_flower.planning.batching import batch_choices, valid_batches
-from fedmt_flower.planning.budgets import BudgetProblem
+from fedmt_flower.planning.budgets import CAUTION, BudgetProblem
 from fedmt_flower.planning.planner import PlanRequest
 from fedmt_flower.planning.workload import StepTime, Workload, fit_workload
 
@@ -151,6 +151,7 @@ def frame(
         if known
         else (),
         memory_limit=device.memory_limit if known else 0,
+        caution=CAUTION,
     )
     return PlanRequest(
         problem=problem,

@@ -236,7 +236,8 @@ def _changing(
     """Budgets that change with the set of computing tasks: the better of two ways to them.
 
     One begins with the budgets held, the other with those that are best for each set by itself; both are
-    then fitted to the round in which they are used.
+    then fitted to the round in which they are used. Neither is taken if it promises no more than the
+    problem's caution.
     """
     anew = reallocate(setup)
     ways = []
@@ -244,10 +245,12 @@ def _changing(
         fitted = refine(setup, found, order, overlap=request.overlap)
         order = _ordered(request, setup, fitted, order.choice)
         ways.append((refine(setup, fitted, order, overlap=request.overlap), order))
-    spans = [
+    *spans, kept = (
         simulate(setup.jobs, found.table, order.order, order.choice, overlap=request.overlap).makespan[0]
-        for found, order in ways
-    ]
+        for found, order in (*ways, held)
+    )
+    if min(spans) * (1.0 + request.problem.caution) > kept:
+        return held
     found, order = ways[int(np.argmin(spans))]
     return settle(setup, found, order, request.handover_s, overlap=request.overlap), order
 

@@ -47,7 +47,7 @@ def solve(problem: BudgetProblem, model: ThroughputModel, *, effort: int = 80_00
     first_wave = np.prod(sizes[: len(problem.tasks)], dtype=float) * 2**_CUTS * len(problem.tasks)
     if model.monotone and first_wave <= effort / 2:
         best = _branch_and_bound(evaluator, best, effort)
-    return _plan(evaluator, best)
+    return _plan(evaluator, _cautious(evaluator, best))
 
 
 def exhaustive(problem: BudgetProblem, model: ThroughputModel) -> BudgetPlan:
@@ -57,7 +57,8 @@ def exhaustive(problem: BudgetProblem, model: ThroughputModel) -> BudgetPlan:
     grid = np.indices(sizes).reshape(len(sizes), -1).T
     values = evaluator.values(_boxes(grid))
     place = int(values.argmax())
-    return _plan(evaluator, _Best(grid[place], float(values[place]), float(values[place])))
+    best = _Best(grid[place], float(values[place]), float(values[place]))
+    return _plan(evaluator, _cautious(evaluator, best))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +83,20 @@ def _plan(evaluator: Evaluator, best: _Best) -> BudgetPlan:
             f"{evaluator.problem.memory_limit} bytes; allow smaller batches or other budgets"
         )
     return evaluator.plan(_boxes(best.point[None]), best.bound)
+
+
+def _cautious(evaluator: Evaluator, best: _Best) -> _Best:
+    """Of equal budgets the best, unless `best` passes it by more than the problem's caution."""
+    problem, n = evaluator.problem, len(evaluator.problem.tasks)
+    if problem.caution <= 0 or len(set(map(tuple, map(sorted, problem.levels)))) > 1:
+        return best
+    points = np.tile(best.point, (len(problem.levels[0]), 1))
+    points[:, n:] = np.arange(len(points))[:, None]
+    values = evaluator.values(_boxes(points))
+    place = int(values.argmax())
+    if best.value > values[place] * (1.0 + problem.caution):
+        return best
+    return _Best(points[place], float(values[place]), max(best.bound, best.value))
 
 
 def _starts(problem: BudgetProblem, sizes: list[int]) -> Index:

@@ -126,6 +126,27 @@ def test_limits_that_nothing_keeps_are_one_clear_line(problem: BudgetProblem, fi
         solve(crowded, fitted)
 
 
+@pytest.mark.parametrize("objective", list(Objective))
+def test_equal_budgets_are_left_only_for_a_gain_that_passes_the_caution(
+    problem: BudgetProblem, fitted: XGBoostModel, objective: Objective
+) -> None:
+    asked = replace(problem, objective=objective)
+    best = solve(asked, fitted)
+    fixed = tuple((batch,) for batch in best.batches)
+    even = [
+        exhaustive(replace(asked, batches=fixed, levels=((level,),) * 3), fitted)
+        for level in problem.levels[0]
+    ]
+    equal = max(even, key=lambda plan: plan.score)
+    gain = best.score / equal.score - 1.0
+    assert gain > 0.002
+    assert solve(replace(asked, caution=0.9 * gain), fitted).budgets == best.budgets
+    careful = solve(replace(asked, caution=1.1 * gain), fitted)
+    assert careful.budgets == equal.budgets
+    assert careful.batches == best.batches
+    assert careful.bound >= best.score * (1.0 - 300 * THRIFT)
+
+
 class Saturating:
     """Rates that stop growing at a budget of 40 %."""
 
