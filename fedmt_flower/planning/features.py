@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from fedmt_flower.domain.profile import StepKind, TaskFeatures
+from fedmt_flower.planning.rates import Index
 from fedmt_flower.planning.throughput import Array, CoRuns
 
 NATURE: Final = (
@@ -69,13 +70,14 @@ def design(runs: CoRuns) -> Array:
         rows = np.flatnonzero(running[i])
         block = features[end : end + len(rows)]
         end += len(rows)
-        for column, values in enumerate((*setting.nature(i), *setting.contention(i))):
+        block[:, : len(NATURE)] = setting.nature(i, rows)
+        for column, values in enumerate(setting.contention(i), start=len(NATURE)):
             block[:, column] = values[rows]
     return features  # type: ignore[return-value]
 
 
 class _Setting:
-    """Quantities of n tasks in k settings; arrays of shape (n, k) inside, of shape (k,) outside."""
+    """Quantities of n tasks in k settings; arrays of shape (n, k), or (n, 1) where settings do not matter."""
 
     def __init__(self, runs: CoRuns) -> None:
         tasks, device = runs.tasks, runs.device
@@ -84,17 +86,17 @@ class _Setting:
         graph = _column(task.step is StepKind.GRAPH for task in tasks)
         step_s = batches / self._solo
         compute, bandwidth = self._solo * flops / device.peak, self._solo * traffic / device.bandwidth
-        everywhere = np.ones_like(batches)
+        alike = np.ones_like(flops)
         self._nature = (
-            np.log2(flops / traffic) * everywhere,
+            np.log2(flops / traffic),
             compute,
             bandwidth,
-            filling(tasks) * everywhere,
+            filling(tasks),
             np.log2(step_s),
             np.log2(batches),
             np.log2(self._solo),
-            graph * everywhere,
-            *(value * everywhere for value in np.log2([device.units, device.peak, device.bandwidth])),
+            graph,
+            *(value * alike for value in np.log2([device.units, device.peak, device.bandwidth])),
         )
         budget, _, demand = taken = self._taken(tasks, runs.budgets)
         self._own = taken if runs.ceilings is None else self._taken(tasks, runs.ceilings)
@@ -121,12 +123,15 @@ class _Setting:
         share, demand = saturation(tasks, budget)
         return budget, share, _exact(demand)
 
-    def nature(self, i: int) -> list[Array]:
-        """Columns `NATURE` of task i."""
-        return [values[i] for values in self._nature]
+    def nature(self, i: int, rows: Index) -> Array:
+        """Columns `NATURE` of task i in the settings `rows`; shape (rows, len(NATURE))."""
+        found = np.empty((len(rows), len(NATURE)))
+        for column, values in enumerate(self._nature):
+            found[:, column] = values[i][rows] if values.shape[1] > 1 else values[i]
+        return found
 
     def contention(self, i: int) -> list[Array]:
-        """Columns `CONTENTION` of task i."""
+        """Columns `CONTENTION` of task i; each of shape (k,)."""
         others = [total - values[i] for values, total in self._sums]
         largest = [np.where(values[i] == first, second, first) for values, first, second in self._maxima]
         budget, share, demand = (values[i] for values in self._own)

@@ -42,7 +42,8 @@ class Sensitivity:
     def predict(self, features: Array) -> Array:
         """The logarithm of the share for each row of `planning.features.design`."""
         nature, contention = _split(features)
-        sensitivity = _scaled(nature, self.low, self.high) @ self.weights.T
+        # Not by BLAS: its threads wait for each other, which took as much CPU as all else in a search.
+        sensitivity = np.einsum("rn,cn->rc", _scaled(nature, self.low, self.high), self.weights)
         return np.asarray((sensitivity * contention).sum(axis=1))
 
     def scaled(self, part: float) -> Self:
@@ -75,7 +76,7 @@ def fit_sensitivity(features: Array, log_shares: Array) -> Sensitivity:
     features, log_shares
         Of `planning.regression.training_set`.
     """
-    nature, contention = _split(features)
+    nature, contention = _split(np.asarray(features, dtype=float))
     low, high = nature.min(axis=0), nature.max(axis=0)
     scale = np.maximum(np.abs(contention).max(axis=0), 1e-9)
     products = (contention / scale)[:, :, None] * _scaled(nature, low, high)[:, None, :]
@@ -88,7 +89,7 @@ def fit_sensitivity(features: Array, log_shares: Array) -> Sensitivity:
 
 def _split(features: Array) -> tuple[Array, Array]:
     """Natural features, and contention with its signs."""
-    nature, contention = np.split(np.asarray(features, dtype=float), [len(NATURE)], axis=1)
+    nature, contention = np.split(features, [len(NATURE)], axis=1)
     return nature, _SIGNS * contention - _ALONE
 
 

@@ -20,14 +20,14 @@ from fedmt_flower.planning.throughput import Array, CoRuns, fingerprint
 
 FORMAT: Final = "fedmt throughput model"
 VERSION: Final = 1
-_ROUNDS: Final = 150
+_ROUNDS: Final = 100
 _PART: Final = 0.6
 """Of each sensitivity, what the trees start from: monotone ones can strengthen an effect, not weaken it."""
 _PARAMETERS: Final[Mapping[str, Any]] = {
     "objective": "reg:squarederror",
     "tree_method": "hist",
-    "max_depth": 4,
-    "eta": 0.1,
+    "max_depth": 5,
+    "eta": 0.15,
     "min_child_weight": 5,
     "lambda": 3.0,
     "subsample": 0.7,

@@ -80,6 +80,11 @@ def mobilenet_v3_large(num_classes: int = 10, in_channels: int = 3) -> nn.Module
     for layer in _at(model, "features.2").modules():
         if isinstance(layer, nn.Conv2d):
             layer.stride = (1, 1)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            # torchvision's 0.01 averages over more steps than a short federation has: after 110 steps the
+            # model was right in 10 % of cases, with the statistics of its data in 59 %.
+            layer.momentum = 0.1
     return model
 
 
