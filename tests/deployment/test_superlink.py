@@ -184,6 +184,15 @@ def test_a_federation_on_real_nodes(deployment: Deployment, tmp_path: Path) -> N
     assert all(len(own) == 1 for own in pids.values()), pids
     assert len(set.union(*pids.values())) == 3
 
+    # Chosen budgets: with flwr run as with fedmt sim.
+    chosen = tmp_path / "chosen"
+    run_to_its_end(deployment, chosen, "allocation=fedmt", "federation.rounds=1")
+    lines = [json.loads(line) for line in (chosen / "rounds.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["samples"]]
+    assert len(trained) == 3 * 2
+    assert all(line["basis"].startswith("analytic model of threads") for line in trained)
+    assert all(line["predicted_s"] >= line["lower_bound_s"] > 0 for line in trained)
+
     # A link beside the real one is refused by name, before anything is trained.
     linked = tmp_path / "linked"
     run_to_its_end(deployment, linked, "network=lte", "federation.rounds=1", ending="failed")
