@@ -17,7 +17,7 @@ from fedmt_flower.planning.throughput import Array, CoRuns, Mask, ThroughputMode
 THRIFT = 1e-6
 """What a percentage point of budget has to bring, as a fraction of the objective; else it is given back."""
 
-CAUTION = 0.02
+CAUTION = 0.03
 """What plans ask of unequal budgets. The best of hundreds of predictions is one that errs upwards: on an
 H100, gains that were predicted to be below 2 % came out as losses of up to 6 %."""
 

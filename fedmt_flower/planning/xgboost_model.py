@@ -26,7 +26,7 @@ _PART: Final = 0.6
 _PARAMETERS: Final[Mapping[str, Any]] = {
     "objective": "reg:squarederror",
     "tree_method": "hist",
-    "max_depth": 5,
+    "max_depth": 4,
     "eta": 0.15,
     "min_child_weight": 5,
     "lambda": 3.0,
