@@ -57,14 +57,14 @@ EXPECTED: Final = tuple(FEATURES).index("log_expected")
 _EXACT: Final = 2.0**20
 
 
-def design(runs: CoRuns) -> Array:
-    """Features of every running task: shape (rates, len(FEATURES)), float32.
+def design(runs: CoRuns, solo_rates: Array) -> Array:
+    """Features of every running task, with the `solo_rates` of `runs`: shape (rates, len(FEATURES)), float32.
 
     The rows of the first task come first, in the order of `runs`: that of ``runs.running.T``.
     """
     running = runs.running.T
     features = np.empty((np.count_nonzero(running), len(FEATURES)), dtype=np.float32)
-    setting = _Setting(runs)
+    setting = _Setting(runs, solo_rates)
     end = 0
     for i in range(len(runs.tasks)):
         rows = np.flatnonzero(running[i])
@@ -79,9 +79,9 @@ def design(runs: CoRuns) -> Array:
 class _Setting:
     """Quantities of n tasks in k settings; arrays of shape (n, k), or (n, 1) where settings do not matter."""
 
-    def __init__(self, runs: CoRuns) -> None:
+    def __init__(self, runs: CoRuns, solo_rates: Array) -> None:
         tasks, device = runs.tasks, runs.device
-        batches, self._solo = np.ascontiguousarray(runs.batches.T), np.ascontiguousarray(runs.solo_rates.T)
+        batches, self._solo = np.ascontiguousarray(runs.batches.T), np.ascontiguousarray(solo_rates.T)
         flops, traffic = _column(task.flops for task in tasks), _column(task.traffic for task in tasks)
         graph = _column(task.step is StepKind.GRAPH for task in tasks)
         step_s = batches / self._solo

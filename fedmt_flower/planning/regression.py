@@ -38,11 +38,11 @@ class RegressionModel:
 
     def rates(self, runs: CoRuns) -> Array:
         """Predict Pᵢ; see `ThroughputModel`."""
-        rates = np.zeros(runs.budgets.shape[::-1])
+        alone, rates = runs.solo_rates, np.zeros(runs.budgets.shape[::-1])
         running = runs.running.T
         if running.any():
-            rates[running] = np.exp(self.regressor.predict(design(runs)))
-        return np.asarray(rates.T * runs.solo_rates)
+            rates[running] = np.exp(self.regressor.predict(design(runs, alone)))
+        return np.asarray(rates.T * alone)
 
 
 def training_set(samples: Sequence[CoRunSample]) -> tuple[Array, Array]:
@@ -50,6 +50,6 @@ def training_set(samples: Sequence[CoRunSample]) -> tuple[Array, Array]:
     if not samples:
         raise ConfigError("throughput model: no samples to fit, expected at least one; run fedmt profile")
     groups = by_mix(samples)
-    features = np.concatenate([design(group.runs) for group in groups])
+    features = np.concatenate([design(group.runs, group.runs.solo_rates) for group in groups])
     shares = np.concatenate([(group.rates / group.runs.solo_rates).T.ravel() for group in groups])
     return features, np.log(shares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +14,8 @@ from fedmt_flower.planning.budgets import Boxes, BudgetPlan, BudgetProblem, Eval
 from fedmt_flower.planning.rates import Index
 from fedmt_flower.planning.throughput import ThroughputModel
 
+Moves = Callable[[BudgetProblem, Index], Index]
+"""Where a climb may go from a point."""
 EXHAUSTIVE: Final = 30_000
 """Up to so many settings are all scored where the model gives no bounds."""
 _WAVE: Final = 1_000
@@ -43,10 +46,13 @@ def solve(problem: BudgetProblem, model: ThroughputModel, *, effort: int = 80_00
     sizes = [len(row) for row in (*problem.batches, *problem.levels)]
     if not model.monotone and np.prod(sizes, dtype=float) <= EXHAUSTIVE:
         return exhaustive(problem, model)
-    best = _climb(evaluator, _starts(problem, sizes))
     first_wave = np.prod(sizes[: len(problem.tasks)], dtype=float) * 2**_CUTS * len(problem.tasks)
     if model.monotone and first_wave <= effort / 2:
+        # Branch and bound finds what is left to gain sooner than moves of two tasks at once.
+        best = _climb(evaluator, _starts(problem, sizes), [_single_moves])
         best = _branch_and_bound(evaluator, best, effort)
+    else:
+        best = _climb(evaluator, _starts(problem, sizes), [_single_moves, _double_moves])
     return _plan(evaluator, _cautious(evaluator, best))
 
 
@@ -113,11 +119,10 @@ def _starts(problem: BudgetProblem, sizes: list[int]) -> Index:
     )
 
 
-def _climb(evaluator: Evaluator, points: Index) -> _Best:
-    """Climb from the best of `points`: one task to any of its settings, or two tasks' levels by strides."""
+def _climb(evaluator: Evaluator, points: Index, moves: Sequence[Moves]) -> _Best:
+    """Climb from the best of `points` by `moves`, the later ones where the earlier bring nothing."""
     values = evaluator.values(_boxes(points))
     best = _Best(points[values.argmax()], float(values.max()))
-    moves = (_single_moves, _double_moves)
     turn = 0
     while turn < len(moves):
         points = moves[turn](evaluator.problem, best.point)
@@ -130,6 +135,7 @@ def _climb(evaluator: Evaluator, points: Index) -> _Best:
 
 
 def _single_moves(problem: BudgetProblem, point: Index) -> Index:
+    """One task to any of its settings."""
     n = len(problem.tasks)
     parts = []
     for i in range(n):
@@ -141,6 +147,7 @@ def _single_moves(problem: BudgetProblem, point: Index) -> Index:
 
 
 def _double_moves(problem: BudgetProblem, point: Index) -> Index:
+    """Two tasks' levels by strides."""
     n = len(problem.tasks)
     strides = np.array(list(itertools.product(_STRIDES, repeat=2)))
     parts = []

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
-from fedmt_flower.planning.features import EXPECTED, FEATURES, design
-from fedmt_flower.planning.throughput import CoRuns
+from fedmt_flower.planning import features
+from fedmt_flower.planning.features import EXPECTED, FEATURES
+from fedmt_flower.planning.throughput import Array, CoRuns
 
 DEVICE = DeviceFeatures(name="gpu", units=132, peak=6e13, bandwidth=2.4e12)
 RAISES = np.array([sign > 0 for sign in FEATURES.values()])
@@ -29,6 +30,10 @@ def tasks(n: int) -> tuple[TaskFeatures, ...]:
 
 def runs(mix: tuple[TaskFeatures, ...], batches: list[float], budgets: list[float]) -> CoRuns:
     return CoRuns(device=DEVICE, tasks=mix, batches=np.array([batches]), budgets=np.array([budgets]))
+
+
+def design(asked: CoRuns) -> Array:
+    return features.design(asked, asked.solo_rates)
 
 
 settings = st.lists(
