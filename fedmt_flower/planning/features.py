@@ -81,11 +81,11 @@ class _Setting:
 
     def __init__(self, runs: CoRuns, solo_rates: Array) -> None:
         tasks, device = runs.tasks, runs.device
-        batches, self._solo = np.ascontiguousarray(runs.batches.T), np.ascontiguousarray(solo_rates.T)
+        batches, solo = np.ascontiguousarray(runs.batches.T), np.ascontiguousarray(solo_rates.T)
         flops, traffic = _column(task.flops for task in tasks), _column(task.traffic for task in tasks)
         graph = _column(task.step is StepKind.GRAPH for task in tasks)
-        step_s = batches / self._solo
-        compute, bandwidth = self._solo * flops / device.peak, self._solo * traffic / device.bandwidth
+        step_s = batches / solo
+        compute, bandwidth = solo * flops / device.peak, solo * traffic / device.bandwidth
         alike = np.ones_like(flops)
         self._nature = (
             np.log2(flops / traffic),
@@ -94,7 +94,7 @@ class _Setting:
             filling(tasks),
             np.log2(step_s),
             np.log2(batches),
-            np.log2(self._solo),
+            np.log2(solo),
             graph,
             *(value * alike for value in np.log2([device.units, device.peak, device.bandwidth])),
         )
