@@ -55,12 +55,9 @@ def settings(quick: bool) -> dict[str, Json]:
 
 def run(bench: Bench) -> bool:
     """Take every sample, one setting after the other, since all their workers would not fit the memory."""
-    complete = True
     names = list(SETTINGS)[:1] if bench.options.quick else list(SETTINGS)
     with bench.profiler() as profiler:
-        for name, seconds in bench.recorder.shares(names):
-            complete &= _Setting(bench, profiler, name).run(seconds)
-            profiler.dismiss()
+        complete = bench.in_parts(profiler, names, _Setting)
     bench.facts["above solo"] = [line for name in names for line in above_solo(bench.recorder.samples, name)]
     for name in names:
         for row in rows(bench.recorder.samples, name):
@@ -107,8 +104,7 @@ class _Setting:
         )
         self._placed = {scheme: probes(profiler, self._tasks, SCHEMES[scheme]) for scheme in SCHEMES}
 
-    def run(self, seconds: float) -> bool:
-        end = self._bench.recorder.left_s - seconds
+    def run(self, until: float) -> bool:
         equal = {task.name: int(self._bench.settings["batch"]) for task in self._tasks}
         for scheme, objective in CHOSEN.items():
             cell = f"{self._name} | plan | {objective}"
@@ -126,8 +122,7 @@ class _Setting:
         self._bench.facts.setdefault("numerics", next(iter(warm.values())).numerics if warm else {})
         covered = {volume: self._volumes(volume) for volume in VOLUMES}
         together = {cell: self._together(cell) for cell in cells}
-        left = recorder.left_s - end
-        for cell, repeat in recorder.interleave(cells, repeats, left, alike=lambda c: seats_of(together[c])):
+        for cell, repeat in recorder.interleave(cells, repeats, until, alike=lambda c: seats_of(together[c])):
             _, kind, which = cell.split(" | ")
             if kind in ("solo", "rates"):
                 take_rate(self._bench, self._profiler, cell, repeat, together[cell])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
@@ -20,12 +21,8 @@ _OBJECTIVE: Final = Objective.RAW
 
 def sweep(bench: Bench) -> bool:
     """Measure the combinations of the settings with each kind of step; whether all is there then."""
-    kinds, complete = list(bench.settings["steps"]), True
     with bench.profiler() as profiler:
-        for kind, seconds in bench.recorder.shares(kinds):
-            complete &= _Sweep(bench, profiler, kind).run(seconds)
-            profiler.dismiss()
-    return complete
+        return bench.in_parts(profiler, bench.settings["steps"], _Sweep)
 
 
 def packed(needs: Mapping[str, Set[str]], most: int) -> list[list[str]]:
@@ -58,8 +55,8 @@ class _Sweep:
         tasks = tuple(synthetic_task(model, batch, quick) for model in models)
         self._tasks = dict(zip(models, by_step(tasks, bench.options.backend)[kind], strict=True))
 
-    def run(self, seconds: float) -> bool:
-        """Take what is missing, within `seconds`; whether nothing is missing then.
+    def run(self, until: float) -> bool:
+        """Take what is missing, until that moment; whether nothing is missing then.
 
         A device takes so many workers, MPS 48 clients: combinations come in as few pools as that allows,
         each with its own solo runs.
@@ -67,15 +64,14 @@ class _Sweep:
         recorder, complete = self._bench.recorder, True
         if recorder.left_s <= 0:
             return False
-        end = recorder.left_s - seconds
         features(self._bench, self._profiler, tuple(self._tasks.values()))
         placed = {name: self._placed(name) for name in self._combinations}
         pools = recorder.take(pools_cell(self._kind), lambda: self._pools(placed))["pools"]
         cells = [self._cells(position, pool, placed) for position, pool in enumerate(pools)]
         for position, own in enumerate(cells):
             self._profiler.dismiss(keep=[probe for together in own.values() for probe in together])
-            part = len(own) / sum(map(len, cells[position:]))
-            complete &= take_rates(self._bench, self._profiler, own, part * (recorder.left_s - end))
+            part, now = len(own) / sum(map(len, cells[position:])), time.monotonic()
+            complete &= take_rates(self._bench, self._profiler, own, now + part * (until - now))
         return complete
 
     def _placed(self, name: str) -> dict[str, tuple[Probe, ...]]:

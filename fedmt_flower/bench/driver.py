@@ -161,6 +161,14 @@ class Comparing(Driver, Protocol):
         ...
 
 
+class Part(Protocol):
+    """What a benchmark measures with one set of workers."""
+
+    def run(self, until: float) -> bool:
+        """Take what is missing, until that moment of the monotonic clock; whether nothing is then."""
+        ...
+
+
 class Bench:
     """One run of one driver.
 
@@ -199,6 +207,19 @@ class Bench:
                     "workers": profiler.started,
                     "seconds": round(profiler.starting_s, 1),
                 }
+
+    def in_parts(
+        self, profiler: Profiler, names: Sequence[str], part: Callable[[Bench, Profiler, str], Part]
+    ) -> bool:
+        """Take one part after the other, each with workers of its own, since all would not fit the memory.
+
+        Each has its share of the time; whether nothing is missing then.
+        """
+        complete = True
+        for name, until in self.recorder.shares(names):
+            complete &= part(self, profiler, name).run(until)
+            profiler.dismiss()
+        return complete
 
     @contextmanager
     def engine(self) -> Iterator[EngineClient]:

@@ -54,11 +54,9 @@ def settings(quick: bool) -> dict[str, Json]:
 
 def run(bench: Bench) -> bool:
     """Measure one setting after the other, since all their workers would not fit the memory."""
-    names, complete = list(bench.settings["settings"]), True
+    names = list(bench.settings["settings"])
     with bench.profiler(hertz=50.0) as profiler:
-        for name, seconds in bench.recorder.shares(names):
-            complete &= _Setting(bench, profiler, name).run(seconds)
-            profiler.dismiss()
+        complete = bench.in_parts(profiler, names, _Setting)
     bench.bars += judge(bench.recorder.samples, names)
     return complete
 
@@ -101,15 +99,14 @@ class _Setting:
         plain = tuple(synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name])
         self._tasks = by_step(plain, bench.options.backend)
 
-    def run(self, seconds: float) -> bool:
-        """Take what is missing, within `seconds`; whether nothing is missing then."""
+    def run(self, until: float) -> bool:
+        """Take what is missing, until that moment; whether nothing is missing then."""
         recorder, times = self._bench.recorder, int(self._bench.settings["repeats"])
         cells = {f"{self._name} | {row}": which for row, which in _ROWS.items()}
         if recorder.has_all(list(cells), times):
             return True
         if recorder.left_s <= 0:
             return False
-        end = recorder.left_s - seconds
         plain = self._tasks[PLAIN]
         # Equal volumes, such that the plain round in turn takes about its time.
         volume = volumes_in_turn(self._bench, self._profiler, plain, [1] * len(plain))[plain[0].name]
@@ -118,7 +115,7 @@ class _Setting:
         placed[PLAIN][_STATIC] = placed[PLAIN][best]
         wanted = {cell: placed[kind][scheme] for cell, (kind, scheme) in cells.items()}
         self._profiler.prepare_only([probe for together in wanted.values() for probe in together])
-        for cell, repeat in recorder.interleave(list(cells), times, recorder.left_s - end):
+        for cell, repeat in recorder.interleave(list(cells), times, until):
             values, spoiled = self._round(wanted[cell], volume, in_turn=cells[cell][1] == _TEMPORAL)
             recorder.add(cell, repeat, values, spoiled)
         return recorder.has_all(list(cells), times)

@@ -57,9 +57,9 @@ def run(bench: Bench) -> bool:
     """Play whole rounds in one engine; then start engines from nothing."""
     recorder, repeats = bench.recorder, int(bench.settings["repeats"])
     ways = {_ROUND: _play_rounds, _COLD: _start_engines}
-    for cell, seconds in recorder.shares(list(ways)):
-        if seconds > 0 and not recorder.has_all([cell], repeats):
-            ways[cell](bench, seconds)
+    for cell, until in recorder.shares(list(ways)):
+        if recorder.left_s > 0 and not recorder.has_all([cell], repeats):
+            ways[cell](bench, until)
     bench.bars += judge(recorder.samples)
     return recorder.has_all(list(ways), repeats)
 
@@ -174,21 +174,20 @@ class _Rounds:
         return dict(self._epochs)
 
 
-def _play_rounds(bench: Bench, seconds: float) -> None:
+def _play_rounds(bench: Bench, until: float) -> None:
     recorder, repeats = bench.recorder, int(bench.settings["repeats"])
-    end = recorder.left_s - seconds
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine():
         rounds = _Rounds(bench, chosen_budgets(bench, Path(directory)))
         rounds.warm_up()
-        for cell, repeat in recorder.interleave([_ROUND], repeats, recorder.left_s - end):
+        for cell, repeat in recorder.interleave([_ROUND], repeats, until):
             recorder.add(cell, repeat, parts_of(rounds.play()))
 
 
-def _start_engines(bench: Bench, seconds: float) -> None:
+def _start_engines(bench: Bench, until: float) -> None:
     recorder, repeats = bench.recorder, int(bench.settings["repeats"])
     # Full sharing: no budgets to choose, and nothing to measure for that. Made before the clock starts.
     rounds = _Rounds(bench, SCHEMES["sharing"])
-    for cell, repeat in recorder.interleave([_COLD], repeats, seconds):
+    for cell, repeat in recorder.interleave([_COLD], repeats, until):
         recorder.add(cell, repeat, _cold_start(bench, rounds))
 
 

@@ -56,9 +56,9 @@ def run(bench: Bench) -> bool:
     complete, ratios = True, bench.settings["ratios"]
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine() as engine:
         allocation = chosen_budgets(bench, Path(directory))
-        for name, seconds in bench.recorder.shares([*ratios, _SWEEP]):
+        for name, until in bench.recorder.shares([*ratios, _SWEEP]):
             if name in ratios:
-                complete &= _Setting(bench, engine, name, allocation).run(ratios[name], seconds)
+                complete &= _Setting(bench, engine, name, allocation).run(ratios[name], until)
             elif bench.settings["swept"]:
                 complete &= _Setting(bench, engine, _SWEPT, allocation).sweep()
     bench.bars += _judge(bench.recorder.samples, ratios)
@@ -112,20 +112,19 @@ class _Setting:
         self._rounds = Rounds(engine, f"overlap-{name}", tasks)
         self._bits = 8.0 * sum(self._rounds.sizes.values())
 
-    def run(self, ratio: float, seconds: float) -> bool:
-        """Take the repeats that are missing, within `seconds`; whether all are there then."""
+    def run(self, ratio: float, until: float) -> bool:
+        """Take the repeats that are missing, until that moment; whether all are there then."""
         recorder, repeats = self._bench.recorder, int(self._bench.settings["repeats"])
         cell = f"{self._name} | rounds"
         if recorder.has_all([cell], repeats):
             return True
         if recorder.left_s <= 0:
             return False
-        end = recorder.left_s - seconds
         link = Link(up_mbps=self._bench.settings["mbps"], down_mbps=self._bench.settings["mbps"])
         transfer_s = 2e-6 * self._bits / link.up_mbps
         volumes = self._volumes(f"{self._name} | volumes", transfer_s / ratio)
         self._rounds.run(volumes, self._allocation)  # workers get warm, with all their data
-        for _, repeat in recorder.interleave([cell], repeats, recorder.left_s - end):
+        for _, repeat in recorder.interleave([cell], repeats, until):
             values = self._compare(volumes, link, list(Overlap), repeat)
             recorder.add(cell, repeat, values | {"transfer_s": transfer_s, "samples": volumes})
         return recorder.has_all([cell], repeats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Mapping, Sequence
 
 from fedmt_flower.bench.driver import Bench, usage_values
@@ -12,18 +13,16 @@ Cells = Mapping[str, Sequence[Probe]]
 """Tasks in their seats, by the cell of their samples."""
 
 
-def take_rates(bench: Bench, profiler: Profiler, cells: Cells, seconds: float) -> bool:
-    """Measure what is missing of `cells` within `seconds`, interleaved; whether all is there then."""
+def take_rates(bench: Bench, profiler: Profiler, cells: Cells, until: float) -> bool:
+    """Measure what is missing of `cells` until that moment, interleaved; whether all is there then."""
     repeats = int(bench.settings["repeats"])
     recorder = bench.recorder
     if recorder.has_all(list(cells), repeats):
         return True
-    if seconds <= 0:
+    if time.monotonic() >= until:
         return False
-    end = recorder.left_s - seconds
     profiler.prepare([probe for together in cells.values() for probe in together])
-    left = recorder.left_s - end
-    for cell, repeat in recorder.interleave(list(cells), repeats, left, alike=lambda c: seats_of(cells[c])):
+    for cell, repeat in recorder.interleave(list(cells), repeats, until, alike=lambda c: seats_of(cells[c])):
         take_rate(bench, profiler, cell, repeat, cells[cell])
     return recorder.has_all(list(cells), repeats)
 

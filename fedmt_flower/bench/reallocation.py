@@ -49,8 +49,8 @@ def run(bench: Bench) -> bool:
             _WITHOUT: chosen_budgets(bench, Path(directory), reallocate=False),
             _SHARING: SCHEMES["sharing"],
         }
-        for name, seconds in bench.recorder.shares(bench.settings["settings"]):
-            complete &= _measure(bench, engine, name, ways, seconds)
+        for name, until in bench.recorder.shares(bench.settings["settings"]):
+            complete &= _measure(bench, engine, name, ways, until)
     bench.bars += _judge(bench.recorder.samples, bench.settings["settings"])
     return complete
 
@@ -84,14 +84,13 @@ def report(result: Result) -> str:
 
 
 def _measure(
-    bench: Bench, engine: EngineClient, name: str, ways: Mapping[str, Allocation], seconds: float
+    bench: Bench, engine: EngineClient, name: str, ways: Mapping[str, Allocation], until: float
 ) -> bool:
     recorder, repeats = bench.recorder, int(bench.settings["repeats"])
     if recorder.has_all([name], repeats):
         return True
     if recorder.left_s <= 0:
         return False
-    end = recorder.left_s - seconds
     batch = int(bench.settings["batch"])
     tasks = [synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name]]
     rounds = Rounds(engine, f"reallocation-{name}", tasks)
@@ -99,7 +98,7 @@ def _measure(
     volumes = {task.name: unit * part for task, part in zip(tasks, _VOLUMES, strict=True)}
     for allocation in ways.values():  # workers get warm
         rounds.run(volumes, allocation)
-    for cell, repeat in recorder.interleave([name], repeats, recorder.left_s - end):
+    for cell, repeat in recorder.interleave([name], repeats, until):
         order = list(ways)
         random.Random(f"{name} {repeat}").shuffle(order)
         reports = {way: rounds.run(volumes, ways[way]) for way in order}

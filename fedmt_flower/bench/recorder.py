@@ -59,25 +59,30 @@ class Recorder:
         """Seconds until the deadline; negative after it."""
         return self.deadline - time.monotonic()
 
-    def shares(self, names: Sequence[str]) -> Iterator[tuple[str, float]]:
-        """The names, each with its share in seconds of the time that is left when its turn comes."""
+    def shares(self, names: Sequence[str], until: float = math.inf) -> Iterator[tuple[str, float]]:
+        """The names, each with the moment until which it has its share of the time.
+
+        That is an equal part of what is left, when its turn comes, until the moment `until` or the deadline.
+        """
+        end = min(self.deadline, until)
         for position, name in enumerate(names):
-            yield name, self.left_s / (len(names) - position)
+            now = time.monotonic()
+            yield name, now + (end - now) / (len(names) - position)
 
     def interleave(
         self,
         cells: Sequence[str],
         repeats: int,
-        seconds: float = math.inf,
+        until: float = math.inf,
         *,
         alike: Callable[[str], Hashable] | None = None,
     ) -> Iterator[tuple[str, int]]:
         """The cells and repeats still to be taken: all cells once, then all again, in a new order each time.
 
-        Ends when all are there, or when the next would probably outlast `seconds` or the deadline. See
-        `shuffled` for `alike`.
+        Ends when all are there, or when the next would probably outlast the moment `until` or the deadline.
+        See `shuffled` for `alike`.
         """
-        deadline = min(self.deadline, time.monotonic() + seconds)
+        deadline = min(self.deadline, until)
         longest = 0.0
         there = {(sample.cell, sample.repeat) for sample in self.samples}
         for repeat in range(repeats):

@@ -51,11 +51,9 @@ def settings(quick: bool) -> dict[str, Json]:
 
 def run(bench: Bench) -> bool:
     """Run every round of one mix after the other, since all their workers would not fit the memory."""
-    mixes, complete = list(bench.settings["mixes"]), True
+    mixes = list(bench.settings["mixes"])
     with bench.profiler() as profiler:
-        for mix, seconds in bench.recorder.shares(mixes):
-            complete &= _Mix(bench, profiler, mix).run(seconds)
-            profiler.dismiss()
+        complete = bench.in_parts(profiler, mixes, _Mix)
     bench.bars += judge(bench.recorder.samples, mixes, bench.settings["volumes"])
     return complete
 
@@ -73,18 +71,15 @@ class _Mix:
         batch, quick = int(bench.settings["batch"]), bench.options.quick
         self._tasks = tuple(synthetic_task(model, batch, quick) for model in MIXES[name])
 
-    def run(self, seconds: float) -> bool:
-        """Take what is missing, within `seconds`; whether nothing is missing then."""
-        recorder = self._bench.recorder
-        end = recorder.left_s - seconds
-        ratios, complete = list(self._bench.settings["volumes"]), True
-        for position, ratio in enumerate(ratios):
-            share = (recorder.left_s - end) / (len(ratios) - position)
-            complete &= self._run_round(f"{self._name} | {ratio}", ratio, recorder.left_s - share)
+    def run(self, until: float) -> bool:
+        """Take what is missing, until that moment; whether nothing is missing then."""
+        complete = True
+        for ratio, end in self._bench.recorder.shares(list(self._bench.settings["volumes"]), until):
+            complete &= self._run_round(f"{self._name} | {ratio}", ratio, end)
         return complete
 
-    def _run_round(self, cell: str, ratio: str, end: float) -> bool:
-        """One round's search and repeats, until `end` seconds are left; whether all were taken."""
+    def _run_round(self, cell: str, ratio: str, until: float) -> bool:
+        """One round's search and repeats, until that moment; whether all were taken."""
         recorder, repeats = self._bench.recorder, int(self._bench.settings["repeats"])
         if recorder.has_all([cell], repeats):
             return True
@@ -92,13 +87,13 @@ class _Mix:
             return False
         volumes = volumes_in_turn(self._bench, self._profiler, self._tasks, VOLUMES[ratio])
         plan = self._plan(cell, volumes)
-        if not self._search(cell, volumes, recorder.left_s - end):
+        if not self._search(cell, volumes, until):
             return False
         contenders = self._contenders(cell, plan)
         wanted = [probe for placed in contenders.values() for probe in placed]
         self._profiler.dismiss(keep=[*wanted, *self._searching()])  # other volumes had other budgets
         self._profiler.prepare(wanted)
-        for _, repeat in recorder.interleave([cell], repeats, recorder.left_s - end):
+        for _, repeat in recorder.interleave([cell], repeats, until):
             self._run_all(cell, repeat, volumes, contenders)
         return recorder.has_all([cell], repeats)
 
@@ -122,19 +117,18 @@ class _Mix:
 
         return self._bench.recorder.take(f"{cell} | plan", plan)
 
-    def _search(self, cell: str, volumes: Mapping[str, int], seconds: float) -> bool:
+    def _search(self, cell: str, volumes: Mapping[str, int], until: float) -> bool:
         """Run a part of the round under combinations of budgets, once each; whether all were run."""
         part = float(self._bench.settings["searched_part"])
         batch = int(self._bench.settings["batch"])
         less = {name: batch * max(1, round(part * volume / batch)) for name, volume in volumes.items()}
-        deadline = self._bench.recorder.left_s - seconds
         coarse = list(itertools.product(self._fitting(_COARSE), repeat=len(self._tasks)))
         self._profiler.prepare(self._searching())
         for refined in (False, True):
             points = self._neighbours(cell) if refined else coarse
             cells = [f"{cell} | {_text(budgets)}" for budgets in points]
             recorder = self._bench.recorder
-            for point, repeat in recorder.interleave(cells, 1, recorder.left_s - deadline):
+            for point, repeat in recorder.interleave(cells, 1, until):
                 budgets = _budgets(point.rpartition(" | ")[2])
                 placed = seated(self._profiler, self._tasks, budgets)
                 taken = self._profiler.cover([(p, less[p.task.name]) for p in placed])

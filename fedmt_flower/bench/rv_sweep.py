@@ -42,12 +42,9 @@ def settings(quick: bool) -> dict[str, Json]:
 
 def run(bench: Bench) -> bool:
     """Take every sample, one mix after the other, and draw the curves."""
-    complete = True
     mixes = list(MIXES)[:1] if bench.options.quick else list(MIXES)
     with bench.profiler() as profiler:
-        for mix, seconds in bench.recorder.shares(mixes):
-            complete &= _sweep(bench, profiler, mix, seconds)
-            profiler.dismiss()
+        complete = bench.in_parts(profiler, mixes, _Mix)
     result_points = {mix: points(bench.recorder.samples, mix) for mix in mixes}
     measured = {mix: found for mix, found in result_points.items() if found}
     bench.picture(_picture(measured))
@@ -127,16 +124,23 @@ def report(result: Result) -> str:
     return "\n\n".join(tables)
 
 
-def _sweep(bench: Bench, profiler: Profiler, mix: str, seconds: float) -> bool:
-    batch, quick = int(bench.settings["batch"]), bench.options.quick
-    tasks = {model: synthetic_task(model, batch, quick) for model in MIXES[mix]}
-    cells: dict[str, tuple[Probe, ...]] = {
-        f"{mix} | solo | {model}": (solo(profiler, task),) for model, task in tasks.items()
-    }
-    for resource in bench.settings["virtual_resources"]:
-        seat = profiler.seat(resource / len(tasks))
-        cells[f"{mix} | R_v | {resource}"] = tuple(Probe(task, seat) for task in tasks.values())
-    return take_rates(bench, profiler, cells, seconds)
+class _Mix:
+    """One mix's curve."""
+
+    def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
+        self._bench, self._profiler = bench, profiler
+        batch, quick = int(bench.settings["batch"]), bench.options.quick
+        tasks = {model: synthetic_task(model, batch, quick) for model in MIXES[name]}
+        self._cells: dict[str, tuple[Probe, ...]] = {
+            f"{name} | solo | {model}": (solo(profiler, task),) for model, task in tasks.items()
+        }
+        for resource in bench.settings["virtual_resources"]:
+            seat = profiler.seat(resource / len(tasks))
+            self._cells[f"{name} | R_v | {resource}"] = tuple(Probe(task, seat) for task in tasks.values())
+
+    def run(self, until: float) -> bool:
+        """Take what is missing, until that moment; whether nothing is missing then."""
+        return take_rates(self._bench, self._profiler, self._cells, until)
 
 
 def _best(found: Sequence[Point], what: str) -> Json:

@@ -32,11 +32,8 @@ def settings(quick: bool) -> dict[str, Json]:
 
 def run(bench: Bench) -> bool:
     """Measure one setting after the other, since all their workers would not fit the memory."""
-    complete = True
     with bench.profiler() as profiler:
-        for name, seconds in bench.recorder.shares(bench.settings["settings"]):
-            complete &= _Setting(bench, profiler, name).run(seconds)
-            profiler.dismiss()
+        complete = bench.in_parts(profiler, bench.settings["settings"], _Setting)
     bench.bars += judge(bench.recorder.samples, bench.settings["settings"])
     return complete
 
@@ -55,14 +52,13 @@ class _Setting:
         plain = tuple(synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name])
         self._tasks = by_step(plain, bench.options.backend)
 
-    def run(self, seconds: float) -> bool:
-        """Take the repeats that are missing, within `seconds`; whether all are there then."""
+    def run(self, until: float) -> bool:
+        """Take the repeats that are missing, until that moment; whether all are there then."""
         recorder, repeats = self._bench.recorder, int(self._bench.settings["repeats"])
         if recorder.has_all([self._name], repeats):
             return True
         if recorder.left_s <= 0:
             return False
-        end = recorder.left_s - seconds
         plain = self._tasks[PLAIN]
         # Equal volumes, such that the plain round in turn takes about its time.
         volume = volumes_in_turn(self._bench, self._profiler, plain, [1] * len(plain))[plain[0].name]
@@ -71,7 +67,7 @@ class _Setting:
         alone = [solo(self._profiler, task) for tasks in self._tasks.values() for task in tasks]
         self._profiler.prepare_only([*shared, *alone])
         recorder.take(f"{self._name} | limit", self._limit)
-        for cell, repeat in recorder.interleave([self._name], repeats, recorder.left_s - end):
+        for cell, repeat in recorder.interleave([self._name], repeats, until):
             self._take(cell, repeat, placed, volume)
         return recorder.has_all([self._name], repeats)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from records import made_up
 
 from fedmt_flower.bench import devices, report, scaling
 from fedmt_flower.bench.combination_table import alone_cell, flagged, name_of, pools_cell, rows
 from fedmt_flower.bench.combinations import packed
-from fedmt_flower.bench.result import Json, Result, Sample, save, this_machine
+from fedmt_flower.bench.result import Json, Sample, save
 
 SOLO = {"V16": 16000.0, "R34": 8000.0, "R18": 12000.0, "R50": 5000.0, "R101": 2500.0, "M3": 6000.0}
 SOLO |= {"D121": 2000.0, "AX": 40000.0}
@@ -48,22 +49,6 @@ def samples(shares: Mapping[tuple[str, ...], float], kind: str = "plain", solo: 
     return taken
 
 
-def record(name: str, settings: dict[str, Json], taken: Sequence[Sample], kind: str = "h100") -> Result:
-    machine = this_machine(None)
-    return Result(
-        name=name,
-        claim="",
-        machine=type(machine)(**{f: getattr(machine, f) for f in machine.__slots__} | {"kind": kind}),
-        versions={},
-        command="",
-        date="2026-11-22",
-        seconds=0.0,
-        settings=settings,
-        complete=True,
-        samples=tuple(taken),
-    )
-
-
 def shares_of(two: float, four: float, five: float) -> dict[tuple[str, ...], float]:
     return {models: {2: two, 4: four, 5: five}[len(models)] for models in scaling.PAPER}
 
@@ -92,7 +77,7 @@ def test_fast_steps_stand_beside_plain_ones() -> None:
     models = ("V16", "R34")
     taken = samples({models: 0.8}) + samples({models: 0.7}, "fast", solo=3.0)
     settings = scaling.settings(quick=False) | {"combinations": [list(models)]}
-    table = scaling.report(record("scaling", settings, taken))
+    table = scaling.report(made_up("scaling", settings, taken))
     assert "| V16 + R34 | 12000 | 65 % | 1.33× | 1.28× |" in table
     # Three times the rates, 0.7 of them kept by each of two tasks, over the plain mean.
     assert table.rstrip().endswith("| 60, 60 | 4.20× |")
@@ -109,8 +94,8 @@ def test_two_devices_are_compared_by_their_factors(tmp_path: Path) -> None:
     near = dict.fromkeys(devices.PAPER, 0.8)
     far = near | {("AX", "V16", "R18"): 0.6}
     settings = devices.settings(quick=False)
-    one = record("devices", settings, samples(near))
-    two = record("devices", settings, samples(far, solo=1.3), kind="h200")
+    one = made_up("devices", settings, samples(near))
+    two = made_up("devices", settings, samples(far, solo=1.3), kind="h200")
     table, bars = devices.compare([one, two])
     assert {bar.name.split(":")[0]: bar.met for bar in bars} == {
         name_of(models): models != ("AX", "V16", "R18") for models in devices.PAPER

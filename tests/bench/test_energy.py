@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from records import made_up
 
 from fedmt_flower.bench import energy
 from fedmt_flower.bench.mixes import volumes_of
-from fedmt_flower.bench.result import Result, Sample, this_machine
+from fedmt_flower.bench.result import Sample
 
 JOULES = {
     "temporal": (1000.0, 2.5),
@@ -67,17 +68,4 @@ def test_a_round_in_turn_takes_about_its_time() -> None:
 
 
 def table(taken: list[Sample]) -> str:
-    return energy.report(
-        Result(
-            name="energy",
-            claim="",
-            machine=this_machine(None),
-            versions={},
-            command="",
-            date="",
-            seconds=0.0,
-            settings=energy.settings(quick=False),
-            complete=True,
-            samples=tuple(taken),
-        )
-    )
+    return energy.report(made_up("energy", energy.settings(quick=False), taken))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from records import made_up
 
 from fedmt_flower.bench import batching, overlap, reallocation
 from fedmt_flower.bench.engine_rounds import compute_span, computed, makespan
-from fedmt_flower.bench.result import Result, Sample, this_machine
+from fedmt_flower.bench.result import Result, Sample
 from fedmt_flower.domain.coordination import Batching
 from fedmt_flower.domain.network import Overlap
 from fedmt_flower.domain.plan import RoundPlan, Sharing
@@ -19,22 +20,12 @@ from fedmt_flower.domain.timeline import Phase, Span
 def record(driver: Any, cells: dict[str, Any], repeats: int = 3) -> Result:
     """The record of a driver in which each of its cells has the same values in every repeat."""
     name = driver.__name__.rpartition(".")[2]
-    return Result(
-        name=name,
-        claim="",
-        machine=this_machine(None),
-        versions={},
-        command="",
-        date="",
-        seconds=0.0,
-        settings=driver.settings(quick=False),
-        complete=True,
-        samples=tuple(
-            Sample(cell=cell, repeat=repeat, values=values)
-            for repeat in range(repeats)
-            for cell, values in cells.items()
-        ),
+    samples = (
+        Sample(cell=cell, repeat=repeat, values=values)
+        for repeat in range(repeats)
+        for cell, values in cells.items()
     )
+    return made_up(name, driver.settings(quick=False), samples)
 
 
 def test_a_round_lasts_from_its_first_transfer_to_its_last() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from records import made_up
 
-from fedmt_flower.bench.result import Json, Result, Sample, this_machine
+from fedmt_flower.bench.result import Json, Sample
 from fedmt_flower.bench.time_to_accuracy import _judge, _reached, _targets, report, settings
 
 SETTINGS = settings(quick=True)
@@ -34,16 +35,4 @@ def test_accuracies_agree_within_what_seeds_do(off: float, met: bool) -> None:
     (bar,) = _judge(samples, ["temporal", "fedmt"])
     assert bar.value == pytest.approx(off - 0.02)
     assert bar.met == met
-    result = Result(
-        name="time-to-accuracy",
-        claim="",
-        machine=this_machine(None),
-        versions={},
-        command="",
-        date="",
-        seconds=0.0,
-        settings=SETTINGS,
-        complete=True,
-        samples=tuple(samples),
-    )
-    assert "| fedmt |" in report(result)
+    assert "| fedmt |" in report(made_up("time-to-accuracy", SETTINGS, samples))

@@ -46,6 +46,14 @@ def processes_of(home: Path) -> list[int]:
     return found
 
 
+@pytest.fixture
+def flag(tmp_path: Path) -> Path:
+    """While this file exists, tasks that were given it train."""
+    path = tmp_path / "flag"
+    path.touch()
+    return path
+
+
 @pytest.fixture(scope="session")
 def left() -> Callable[[Path], list[int]]:
     """What is still running of a home's engines, given a moment to end."""

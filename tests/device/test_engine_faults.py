@@ -61,14 +61,6 @@ def engine(home: Path) -> Iterator[EngineClient]:
     client.close()
 
 
-@pytest.fixture
-def flag(tmp_path: Path) -> Path:
-    """While this file exists, tasks trained by `train_wait` wait."""
-    path = tmp_path / "flag"
-    path.touch()
-    return path
-
-
 def in_background(run: Callable[[], RoundResult]) -> Future[RoundResult]:
     executor = ThreadPoolExecutor(1)
     future = executor.submit(run)

@@ -42,14 +42,6 @@ def engine(home: Path) -> Iterator[EngineClient]:
 
 
 @pytest.fixture
-def flag(tmp_path: Path) -> Path:
-    """While it is there, a task that waits for it trains."""
-    path = tmp_path / "flag"
-    path.touch()
-    return path
-
-
-@pytest.fixture
 def lanes() -> Iterator[Callable[..., Future[RoundResult]]]:
     """Brings some of the tasks of an order to the engine, from a client of their own."""
     with ThreadPoolExecutor(4) as pool:
