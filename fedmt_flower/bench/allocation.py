@@ -16,7 +16,7 @@ from fedmt_flower.bench.allocation_table import (
     rows,
 )
 from fedmt_flower.bench.driver import Bench, usage_values
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_tasks
 from fedmt_flower.bench.planned import chosen, volumes_in_turn
 from fedmt_flower.bench.rates import seats_of, take_rate
 from fedmt_flower.bench.result import Bar, Json, Result
@@ -98,10 +98,7 @@ class _Setting:
         self._bench = bench
         self._profiler = profiler
         self._name = name
-        self._tasks = tuple(
-            synthetic_task(model, int(bench.settings["batch"]), bench.options.quick)
-            for model in SETTINGS[name]
-        )
+        self._tasks = synthetic_tasks(SETTINGS[name], bench.settings)
         self._placed = {scheme: probes(profiler, self._tasks, SCHEMES[scheme]) for scheme in SCHEMES}
 
     def run(self, until: float) -> bool:

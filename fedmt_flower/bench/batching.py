@@ -13,7 +13,7 @@ from typing import Final
 from fedmt_flower.bench.allocation_table import interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, computed, makespan
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_tasks
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.domain.coordination import Batching, BatchRules, Coordination
@@ -50,7 +50,7 @@ def run(bench: Bench) -> bool:
     batch = int(bench.settings["batch"])
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine() as engine:
         policies = SCHEMES | {"fedmt": chosen_budgets(bench, Path(directory))}
-        tasks = [synthetic_task(model, batch, bench.options.quick) for model in MODELS]
+        tasks = synthetic_tasks(MODELS, bench.settings)
         rounds = Rounds(engine, "batching", tasks)
         ways = [(name, batching) for name in bench.settings["allocations"] for batching in Batching]
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from fedmt_flower.bench.combination_table import FEDMT, TOGETHER, alone_cell, name_of, pools_cell
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import SCHEMES, by_step, probes, solo, synthetic_task
+from fedmt_flower.bench.mixes import SCHEMES, by_step, probes, solo, synthetic_tasks
 from fedmt_flower.bench.planned import chosen, features
 from fedmt_flower.bench.rates import Cells, take_rates
 from fedmt_flower.bench.result import Json
@@ -51,8 +51,7 @@ class _Sweep:
         self._bench, self._profiler, self._kind = bench, profiler, kind
         self._combinations = {name_of(models): models for models in bench.settings["combinations"]}
         models = tuple(dict.fromkeys(model for some in self._combinations.values() for model in some))
-        batch, quick = int(bench.settings["batch"]), bench.options.quick
-        tasks = tuple(synthetic_task(model, batch, quick) for model in models)
+        tasks = synthetic_tasks(models, bench.settings)
         self._tasks = dict(zip(models, by_step(tasks, bench.options.backend)[kind], strict=True))
 
     def run(self, until: float) -> bool:

@@ -15,7 +15,7 @@ from fedmt_flower.bench.mixes import (
     by_step,
     probes,
     solo,
-    synthetic_task,
+    synthetic_tasks,
 )
 from fedmt_flower.bench.planned import chosen, volumes_in_turn
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
@@ -95,9 +95,7 @@ class _Setting:
 
     def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
         self._bench, self._profiler, self._name = bench, profiler, name
-        batch = int(bench.settings["batch"])
-        plain = tuple(synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name])
-        self._tasks = by_step(plain, bench.options.backend)
+        self._tasks = by_step(synthetic_tasks(SETTINGS[name], bench.settings), bench.options.backend)
 
     def run(self, until: float) -> bool:
         """Take what is missing, until that moment; whether nothing is missing then."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from fedmt_flower.bench.result import Json
 from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import Backend
@@ -82,6 +83,11 @@ def volumes_of(seconds: float, rates: Sequence[float], parts: Sequence[int], bat
     """
     unit = seconds / sum(part / rate for part, rate in zip(parts, rates, strict=True))
     return tuple(batch * part * max(1, round(unit / batch)) for part in parts)
+
+
+def synthetic_tasks(models: Iterable[str], settings: Mapping[str, Json]) -> tuple[Task, ...]:
+    """The tasks of `models`, at the batch size and of the size that a benchmark's settings say."""
+    return tuple(synthetic_task(model, int(settings["batch"]), bool(settings["quick"])) for model in models)
 
 
 def probes(profiler: Profiler, tasks: tuple[Task, ...], allocation: Allocation) -> tuple[Probe, ...]:

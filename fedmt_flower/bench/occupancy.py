@@ -7,7 +7,7 @@ from typing import Any
 
 from fedmt_flower.bench.allocation_table import interval
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_task, volumes_of
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_tasks, volumes_of
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.spread import spread
 from fedmt_flower.device.profile.profiler import Probe, Profiler
@@ -33,8 +33,8 @@ def settings(quick: bool) -> dict[str, Json]:
 
 def run(bench: Bench) -> bool:
     """Run a round of equal volumes under each scheme, sampling; draw one repeat of each."""
-    recorder, batch = bench.recorder, int(bench.settings["batch"])
-    tasks = tuple(synthetic_task(model, batch, bench.options.quick) for model in MODELS)
+    recorder = bench.recorder
+    tasks = synthetic_tasks(MODELS, bench.settings)
     count = int(bench.settings["repeats"])
     with bench.profiler(hertz=50.0) as profiler:
         placed = {scheme: probes(profiler, tasks, SCHEMES[scheme]) for scheme in COMPARED}

@@ -14,7 +14,7 @@ import numpy as np
 from fedmt_flower.bench.allocation_table import SETTINGS, interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, compute_span, makespan
-from fedmt_flower.bench.mixes import BATCH, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, synthetic_tasks
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.device.engine.client import EngineClient
@@ -106,8 +106,7 @@ class _Setting:
     """One setting's rounds."""
 
     def __init__(self, bench: Bench, engine: EngineClient, name: str, allocation: Allocation) -> None:
-        batch = int(bench.settings["batch"])
-        tasks = [synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name]]
+        tasks = synthetic_tasks(SETTINGS[name], bench.settings)
         self._bench, self._name, self._allocation = bench, name, allocation
         self._rounds = Rounds(engine, f"overlap-{name}", tasks)
         self._bits = 8.0 * sum(self._rounds.sizes.values())

@@ -11,7 +11,7 @@ from typing import Final
 from fedmt_flower.bench.allocation_table import SETTINGS, interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, makespan
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_tasks
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.device.engine.client import EngineClient
@@ -92,7 +92,7 @@ def _measure(
     if recorder.left_s <= 0:
         return False
     batch = int(bench.settings["batch"])
-    tasks = [synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name]]
+    tasks = synthetic_tasks(SETTINGS[name], bench.settings)
     rounds = Rounds(engine, f"reallocation-{name}", tasks)
     unit = batch * int(bench.settings["batches"][name])
     volumes = {task.name: unit * part for task, part in zip(tasks, _VOLUMES, strict=True)}

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, solo, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, solo, synthetic_tasks
 from fedmt_flower.bench.models import choose
 from fedmt_flower.bench.planned import features
 from fedmt_flower.bench.regret_table import Trial, judge, markdown, trials
@@ -117,10 +117,7 @@ class _Study:
     def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
         self._bench, self._profiler, self._name = bench, profiler, name
         self._batches = _batches(name, bench.options.quick)
-        batch = int(bench.settings["batch"])
-        self._tasks = tuple(
-            synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name].models
-        )
+        self._tasks = synthetic_tasks(SETTINGS[name].models, bench.settings)
 
     def run(self) -> bool:
         """Take what is missing; whether nothing is missing then."""

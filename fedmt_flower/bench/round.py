@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_tasks
 from fedmt_flower.bench.planned import problem_of, volumes_in_turn
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.round_table import BEST, FEDMT, TEMPORAL, YIELDING, judge, markdown
@@ -68,8 +68,7 @@ class _Mix:
 
     def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
         self._bench, self._profiler, self._name = bench, profiler, name
-        batch, quick = int(bench.settings["batch"]), bench.options.quick
-        self._tasks = tuple(synthetic_task(model, batch, quick) for model in MIXES[name])
+        self._tasks = synthetic_tasks(MIXES[name], bench.settings)
 
     def run(self, until: float) -> bool:
         """Take what is missing, until that moment; whether nothing is missing then."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedmt_flower.bench.allocation_table import interval
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, solo, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, solo, synthetic_tasks
 from fedmt_flower.bench.rates import take_rates
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.shares import Together, repeats, together
@@ -129,14 +129,13 @@ class _Mix:
 
     def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
         self._bench, self._profiler = bench, profiler
-        batch, quick = int(bench.settings["batch"]), bench.options.quick
-        tasks = {model: synthetic_task(model, batch, quick) for model in MIXES[name]}
+        tasks = synthetic_tasks(MIXES[name], bench.settings)
         self._cells: dict[str, tuple[Probe, ...]] = {
-            f"{name} | solo | {model}": (solo(profiler, task),) for model, task in tasks.items()
+            f"{name} | solo | {task.name}": (solo(profiler, task),) for task in tasks
         }
         for resource in bench.settings["virtual_resources"]:
             seat = profiler.seat(resource / len(tasks))
-            self._cells[f"{name} | R_v | {resource}"] = tuple(Probe(task, seat) for task in tasks.values())
+            self._cells[f"{name} | R_v | {resource}"] = tuple(Probe(task, seat) for task in tasks)
 
     def run(self, until: float) -> bool:
         """Take what is missing, until that moment; whether nothing is missing then."""

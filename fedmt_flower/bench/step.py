@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fedmt_flower.bench.allocation_table import EQUAL, SETTINGS
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, PLAIN, SCHEMES, by_step, probes, solo, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, PLAIN, SCHEMES, by_step, probes, solo, synthetic_tasks
 from fedmt_flower.bench.planned import chosen, features, volumes_in_turn
 from fedmt_flower.bench.rates import seats_of
 from fedmt_flower.bench.recorder import shuffled
@@ -48,9 +48,7 @@ class _Setting:
 
     def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
         self._bench, self._profiler, self._name = bench, profiler, name
-        batch = int(bench.settings["batch"])
-        plain = tuple(synthetic_task(model, batch, bench.options.quick) for model in SETTINGS[name])
-        self._tasks = by_step(plain, bench.options.backend)
+        self._tasks = by_step(synthetic_tasks(SETTINGS[name], bench.settings), bench.options.backend)
 
     def run(self, until: float) -> bool:
         """Take the repeats that are missing, until that moment; whether all are there then."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, probes, synthetic_task
+from fedmt_flower.bench.mixes import BATCH, probes, synthetic_tasks
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.device.ipc.steps import Kernel
 from fedmt_flower.domain.allocation import Allocation, Policy
@@ -46,9 +46,7 @@ def run(bench: Bench) -> bool:
     """Trace each scheme once; keep the trace, a picture of its beginning, and what overlapped in it."""
     bench.recorder.clear()
     seconds = float(bench.settings["trace_s"])
-    tasks = tuple(
-        synthetic_task(model, int(bench.settings["batch"]), bench.options.quick) for model in MODELS
-    )
+    tasks = synthetic_tasks(MODELS, bench.settings)
     traced: dict[str, Lanes] = {}
     with bench.profiler() as profiler:
         placed = {scheme: probes(profiler, tasks, allocation) for scheme, allocation in SCHEMES.items()}
