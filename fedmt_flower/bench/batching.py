@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from fedmt_flower.bench.allocation_table import interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, computed, makespan
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_tasks
+from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.domain.coordination import Batching, BatchRules, Coordination
@@ -38,8 +38,8 @@ def settings(quick: bool) -> dict[str, Json]:
         "devices": dict(list(_DEVICES.items())[: 1 if quick else None]),
         "allocations": ["temporal", "fedmt"] if quick else list(_ALLOCATIONS),
         "batch": 8 if quick else BATCH,
-        "batches": 4 if quick else 24,
-        "repeats": 2 if quick else 5,
+        "batches": 4 if quick else 16,
+        "repeats": 2 if quick else 3,
         "quick": quick,
     }
 
@@ -63,17 +63,14 @@ def run(bench: Bench) -> bool:
             rules = Coordination(batching=BatchRules(policy=batching))
             return rounds.run(volumes, policies[name], rules, site=site)
 
+        order = [(*way, device) for way in ways for device in bench.settings["devices"]]
+        expected_s = 0.0
         if not recorder.has_all(["rounds"], repeats):
-            for name, batching in ways:  # workers get warm with their data, and planners see what there is
-                for device in bench.settings["devices"]:
-                    take(name, batching, device)
-        for cell, repeat in recorder.interleave(["rounds"], repeats):
-            order = [
-                (name, batching, device) for name, batching in ways for device in bench.settings["devices"]
-            ]
-            random.Random(repeat).shuffle(order)
+            # Workers get warm with their data, and planners see what there is.
+            expected_s = sum(makespan(take(*one)) for one in order)
+        for cell, repeat in recorder.interleave(["rounds"], repeats, expected_s=expected_s):
             values: dict[str, Json] = {}
-            for name, batching, device in order:
+            for name, batching, device in shuffled(order, repeat):
                 values[f"{name} | {batching} | {device}"] = _values(take(name, batching, device), batch)
             recorder.add(cell, repeat, values)
     bench.bars += _judge(_rows(recorder.samples, bench.settings))

@@ -13,7 +13,7 @@ from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.domain.allocation import Allocation, Objective, Policy
 from fedmt_flower.domain.coordination import Coordination
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, RoundReport, Status
-from fedmt_flower.domain.task import Task
+from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import EngineError
 from fedmt_flower.planning.xgboost_model import fit_xgboost
@@ -46,8 +46,9 @@ class Rounds:
         coordination: Coordination | None = None,
         *,
         site: str = "bench",
+        part: float = 1.0,
     ) -> RoundReport:
-        """Train every task on its volume in samples.
+        """Train every task on its volume in samples, or on a `part` (0, 1] of it.
 
         Raises
         ------
@@ -60,7 +61,7 @@ class Rounds:
             round=self._number,
             site=site,
             assignments=tuple(
-                Assignment(task=task, mode=Mode.TRAIN, parameters={"samples": volumes[task.name]})
+                Assignment(task=task, mode=Mode.TRAIN, parameters=_data(volumes[task.name], part))
                 for task in self.tasks
             ),
             allocation=allocation,
@@ -73,10 +74,15 @@ class Rounds:
         return report
 
 
+def _data(samples: int, part: float) -> dict[str, Scalar]:
+    """A task's parameters that make its data."""
+    return {"samples": samples} if part == 1.0 else {"samples": samples, "volume": part}
+
+
 def chosen_budgets(bench: Bench, directory: Path, *, reallocate: bool = True) -> Allocation:
-    """The policy `fedmt` for whole rounds, with the model that was given or fitted to the profiles given."""
+    """The policy `fedmt` for whole rounds, with the model that was given or else fitted to the profiles."""
     model = bench.options.model
-    if bench.options.profiles:
+    if model is None and bench.options.profiles:
         model = directory / "model.json"
         if not model.exists():
             model.write_text(fit_xgboost(profiled(bench.options.profiles), threads=1).to_text())

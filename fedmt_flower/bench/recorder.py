@@ -59,15 +59,19 @@ class Recorder:
         """Seconds until the deadline; negative after it."""
         return self.deadline - time.monotonic()
 
-    def shares(self, names: Sequence[str], until: float = math.inf) -> Iterator[tuple[str, float]]:
+    def shares(
+        self, names: Sequence[str], until: float = math.inf, *, weights: Sequence[float] | None = None
+    ) -> Iterator[tuple[str, float]]:
         """The names, each with the moment until which it has its share of the time.
 
-        That is an equal part of what is left, when its turn comes, until the moment `until` or the deadline.
+        That is a part of what is left, when its turn comes, until the moment `until` or the deadline: an
+        equal one, or one in proportion to `weights`.
         """
         end = min(self.deadline, until)
+        parts = list(weights or [1.0] * len(names))
         for position, name in enumerate(names):
             now = time.monotonic()
-            yield name, now + (end - now) / (len(names) - position)
+            yield name, now + (end - now) * parts[position] / sum(parts[position:])
 
     def interleave(
         self,
@@ -76,14 +80,15 @@ class Recorder:
         until: float = math.inf,
         *,
         alike: Callable[[str], Hashable] | None = None,
+        expected_s: float = 0.0,
     ) -> Iterator[tuple[str, int]]:
         """The cells and repeats still to be taken: all cells once, then all again, in a new order each time.
 
-        Ends when all are there, or when the next would probably outlast the moment `until` or the deadline.
-        See `shuffled` for `alike`.
+        Ends when all are there, or when the next would probably outlast the moment `until` or the deadline:
+        when it takes as long as the longest so far, and `expected_s` at least. See `shuffled` for `alike`.
         """
         deadline = min(self.deadline, until)
-        longest = 0.0
+        longest = expected_s
         there = {(sample.cell, sample.repeat) for sample in self.samples}
         for repeat in range(repeats):
             for cell in shuffled(cells, repeat, alike):

@@ -94,3 +94,17 @@ def test_what_is_alike_comes_together_in_an_order_that_is_still_drawn() -> None:
     assert len({tuple(order) for order in orders}) > 4
     assert len({order[0][1] for order in orders}) > 1
     assert shuffled(items, 1) != shuffled(items, 1, lambda item: item[1])
+
+
+def test_shares_of_the_time_follow_their_weights(tmp_path: Path) -> None:
+    now = time.monotonic()
+    weighed = recorder(tmp_path / "x.jsonl", deadline=now + 60.0)
+    # Nobody uses any of his, so that each has its part of all.
+    ends = [end - now for _, end in weighed.shares(CELLS[:3], weights=[3.0, 2.0, 1.0])]
+    assert ends == pytest.approx([30.0, 40.0, 60.0], abs=2.0)
+
+
+def test_no_cell_is_begun_that_is_expected_to_outlast_the_deadline(tmp_path: Path) -> None:
+    bounded = recorder(tmp_path / "x.jsonl", deadline=time.monotonic() + 10.0)
+    assert not list(bounded.interleave(CELLS, 1, expected_s=20.0))
+    assert list(bounded.interleave(CELLS, 1, expected_s=1.0))

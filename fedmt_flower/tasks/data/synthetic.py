@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from fedmt_flower.tasks.data.partition import Whole, partitioned
 
 
 @partitioned
+@functools.lru_cache(maxsize=1)
 def synthetic(
     samples: int = 2048, test_samples: int = 256, channels: int = 3, size: int = 32, num_classes: int = 10
 ) -> Whole:
