@@ -18,7 +18,7 @@ from fedmt_flower.bench.allocation_table import (
 from fedmt_flower.bench.driver import Bench, usage_values
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_tasks
 from fedmt_flower.bench.planned import chosen, volumes_in_turn
-from fedmt_flower.bench.rates import seats_of, take_rate
+from fedmt_flower.bench.rates import WINDOW, seats_of, take_rate
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.domain.allocation import Objective
@@ -56,7 +56,7 @@ def settings(quick: bool) -> dict[str, Json]:
 def run(bench: Bench) -> bool:
     """Take every sample, one setting after the other, since all their workers would not fit the memory."""
     names = list(SETTINGS)[:1] if bench.options.quick else list(SETTINGS)
-    with bench.profiler() as profiler:
+    with bench.profiler(window=WINDOW) as profiler:
         complete = bench.in_parts(profiler, names, _Setting)
     bench.facts["above solo"] = [line for name in names for line in above_solo(bench.recorder.samples, name)]
     for name in names:

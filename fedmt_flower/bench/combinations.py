@@ -10,7 +10,7 @@ from fedmt_flower.bench.combination_table import FEDMT, TOGETHER, alone_cell, na
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import SCHEMES, by_step, probes, solo, synthetic_tasks
 from fedmt_flower.bench.planned import chosen, features
-from fedmt_flower.bench.rates import Cells, take_rates
+from fedmt_flower.bench.rates import WINDOW, Cells, take_rates
 from fedmt_flower.bench.result import Json
 from fedmt_flower.device.profile.profiler import Probe, Profiler
 from fedmt_flower.domain.allocation import Objective
@@ -21,7 +21,7 @@ _OBJECTIVE: Final = Objective.RAW
 
 def sweep(bench: Bench) -> bool:
     """Measure the combinations of the settings with each kind of step; whether all is there then."""
-    with bench.profiler() as profiler:
+    with bench.profiler(window=WINDOW) as profiler:
         return bench.in_parts(profiler, bench.settings["steps"], _Sweep)
 
 
@@ -57,8 +57,8 @@ class _Sweep:
     def run(self, until: float) -> bool:
         """Take what is missing, until that moment; whether nothing is missing then.
 
-        A device takes so many workers, MPS 48 clients: combinations come in as few pools as that allows,
-        each with its own solo runs.
+        A device has room for so many workers: combinations come in as few pools as that allows, each with
+        its own solo runs.
         """
         recorder, complete = self._bench.recorder, True
         if recorder.left_s <= 0:
@@ -89,7 +89,7 @@ class _Sweep:
             name: {probe.key for together in (*schemes.values(), self._alone(name)) for probe in together}
             for name, schemes in placed.items()
         }
-        return {"pools": packed(needs, self._profiler.backend.max_workers)}
+        return {"pools": packed(needs, self._profiler.room)}
 
     def _cells(
         self, position: int, pool: Sequence[str], placed: Mapping[str, Mapping[str, Sequence[Probe]]]

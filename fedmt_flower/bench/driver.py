@@ -187,9 +187,13 @@ class Bench:
         self.recorder = Recorder(self.folder / f"{name}.samples.jsonl", settings, options.resume, deadline)
 
     @contextmanager
-    def profiler(self, *, autotune: bool = False, hertz: float = 30.0) -> Iterator[Profiler]:
-        """Measuring workers on the benchmark's device."""
-        window = Window(settle_s=0.02, length_s=0.1, longest_s=1.0) if self.options.quick else Window()
+    def profiler(
+        self, *, autotune: bool = False, hertz: float = 30.0, window: Window | None = None
+    ) -> Iterator[Profiler]:
+        """Measuring workers on the benchmark's device, which take rates over `window` unless it is quick."""
+        if self.options.quick:
+            window = Window(settle_s=0.02, length_s=0.1, longest_s=1.0)
+        self.facts["window"] = asdict(window or Window())
         with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
             backend = self.backend(Path(directory))
             with Profiler(

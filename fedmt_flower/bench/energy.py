@@ -47,7 +47,7 @@ def settings(quick: bool) -> dict[str, Json]:
         "batch": 8 if quick else BATCH,
         # Seconds of the plain round in turn: the counter moves some ten times a second.
         "round_s": 0.05 if quick else 2.5,
-        "repeats": 2 if quick else 5,
+        "repeats": 2 if quick else 4,
         "quick": quick,
     }
 

@@ -18,7 +18,10 @@ from fedmt_flower.planning.xgboost_model import fit_xgboost
 def choose(
     options: Options, device: DeviceFeatures, keep: Callable[[CoRunSample], bool] | None = None
 ) -> Chosen:
-    """The model fitted to the profiles that were given; without any, the one with which an engine plans.
+    """The model with which a benchmark plans.
+
+    That is one fitted to those samples of the profiles that are kept; where all are, the model that was
+    given, and without either the one with which an engine plans.
 
     Parameters
     ----------
@@ -34,7 +37,7 @@ def choose(
     ConfigError
         If a file is not what it should be.
     """
-    if not options.profiles:
+    if not options.profiles or (keep is None and options.model is not None):
         return Models(str(options.backend)).choose(str(options.model or ""), device)
     if keep is None:
         return _fitted_to_all(options.profiles)

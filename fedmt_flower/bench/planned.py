@@ -84,12 +84,20 @@ def problem_of(
 
 
 def volumes_in_turn(
-    bench: Bench, profiler: Profiler, tasks: Sequence[Task], parts: Sequence[int]
+    bench: Bench,
+    profiler: Profiler,
+    tasks: Sequence[Task],
+    parts: Sequence[int],
+    seconds: float | None = None,
 ) -> dict[str, int]:
-    """Dᵢ in whole batches, in the ratio of `parts`: a round in turn takes about the settings' time."""
+    """Dᵢ in whole batches, in the ratio of `parts`: a round in turn takes about `seconds`.
+
+    None takes the `round_s` of the settings.
+    """
     _, known = features(bench, profiler, tasks)
     rates = [known[task.name].solo_rate for task in tasks]
-    found = volumes_of(float(bench.settings["round_s"]), rates, parts, int(bench.settings["batch"]))
+    length = float(bench.settings["round_s"]) if seconds is None else seconds
+    found = volumes_of(length, rates, parts, int(bench.settings["batch"]))
     return {task.name: volume for task, volume in zip(tasks, found, strict=True)}
 
 

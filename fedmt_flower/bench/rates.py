@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Final
 
 from fedmt_flower.bench.driver import Bench, usage_values
 from fedmt_flower.bench.result import Json
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.profiler import Probe, Profiler, Window
 
 Cells = Mapping[str, Sequence[Probe]]
 """Tasks in their seats, by the cell of their samples."""
+WINDOW: Final = Window(settle_s=0.1, length_s=0.4)
+"""How benchmarks take rates: many of them, each several times."""
 
 
 def take_rates(bench: Bench, profiler: Profiler, cells: Cells, until: float) -> bool:

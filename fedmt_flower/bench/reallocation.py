@@ -35,7 +35,7 @@ def settings(quick: bool) -> dict[str, Json]:
         "batch": 8 if quick else BATCH,
         # Of the task with the least, by setting: rounds of a few seconds on an H100.
         "batches": dict.fromkeys(SETTINGS, 8) if quick else {"heavy": 10, "light": 24, "hybrid": 20},
-        "repeats": 2 if quick else 5,
+        "repeats": 2 if quick else 4,
         "quick": quick,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,13 +16,15 @@ from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, solo, synthetic_tasks
 from fedmt_flower.bench.models import choose
 from fedmt_flower.bench.planned import features
+from fedmt_flower.bench.rates import WINDOW
 from fedmt_flower.bench.regret_table import Trial, judge, markdown, trials
 from fedmt_flower.bench.result import Json, Result
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.profiler import Probe, Profiler, Window
 from fedmt_flower.device.profile.survey import device_steps
 from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import CoRunSample
 from fedmt_flower.domain.task import Task
+from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.budgets import CAUTION, BudgetProblem
 from fedmt_flower.planning.search import solve
 from fedmt_flower.plots.fronts import Cloud, fronts_png
@@ -30,9 +33,15 @@ CLAIM = "what the model chooses is as good as the best of many schedules that we
 
 _FREE: Final = (32, 64, 128, 256)
 _PERCENTAGES: Final = tuple(float(percentage) for percentage in range(20, 101, 5))
-_PLACES: Final = {2: 12, 3: 8, 4: 6}
+_PLACES: Final = {2: 12, 3: 6, 4: 5}
 """Warm workers of each task by the number of tasks: their combinations are the schedules."""
 _OBJECTIVES: Final = (Objective.RAW, Objective.FAIRNESS)
+_LOOK: Final = Window(settle_s=0.05, length_s=0.2, longest_s=2.0)
+"""How a schedule is first tried; the best of them are measured again, and longer."""
+_TRYING: Final = 0.6
+"""Part of a setting's time in which schedules are tried; the rest is for ours beside the best of them."""
+_ENOUGH: Final = 0.6
+"""Part of the schedules that will do where the time for trying them is up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +103,14 @@ def settings(quick: bool) -> dict[str, Json]:
 
 def run(bench: Bench) -> bool:
     """Try every setting's schedules, one setting after the other; then ours beside the best of them."""
-    names, complete = list(bench.settings["settings"]), True
-    with bench.profiler() as profiler:
-        for name in names:
-            complete &= _Study(bench, profiler, name).run()
-            profiler.dismiss()
+    names = list(bench.settings["settings"])
+    if not (bench.options.profiles or bench.options.quick):
+        raise ConfigError(
+            f"{bench.name}: got no --profile, expected those of fedmt profile: each setting's model is "
+            "fitted without the samples that it must not have seen"
+        )
+    with bench.profiler(window=WINDOW) as profiler:
+        complete = bench.in_parts(profiler, names, _Study)
     found = list(trials(bench.recorder.samples, names))
     if found:
         bench.picture(_picture(found))
@@ -119,8 +131,8 @@ class _Study:
         self._batches = _batches(name, bench.options.quick)
         self._tasks = synthetic_tasks(SETTINGS[name].models, bench.settings)
 
-    def run(self) -> bool:
-        """Take what is missing; whether nothing is missing then."""
+    def run(self, until: float) -> bool:
+        """Take what is missing, until that moment; whether nothing is missing then."""
         recorder, repeats = self._bench.recorder, int(self._bench.settings["repeats"])
         final = f"{self._name} | final"
         if recorder.has_all([final], repeats):
@@ -128,20 +140,38 @@ class _Study:
         if recorder.left_s <= 0:
             return False
         chosen = recorder.take(f"{self._name} | chosen", self._choose)
-        schedules = self._schedules()
-        self._prepare(schedules)
-        tried = {f"{self._name} | {text(schedule)}": schedule for schedule in schedules}
-        for cell, repeat in recorder.interleave(list(tried), 1):
-            taken = self._profiler.measure(self._probes(tried[cell]))
-            recorder.add(cell, repeat, {"rates": _rounded(taken.rates)}, taken.spoiled)
-        if not recorder.has_all(list(tried), 1):
+        tried = {f"{self._name} | {text(schedule)}": schedule for schedule in self._schedules()}
+        if not self._try(tried, until):
             return False
-        contenders = [*(parse(words) for words in chosen["ours"].values()), *self._best(tried)]
-        contenders = list(dict.fromkeys(contenders))
-        self._prepare(contenders)
-        for cell, repeat in recorder.interleave([final], repeats):
+        best = recorder.take(f"{self._name} | best", lambda: {"tried": self._best()})["tried"]
+        contenders = list(dict.fromkeys(map(parse, [*chosen["ours"].values(), *best])))
+        self._profiler.prepare_only(
+            [*self._needed(contenders), *(solo(self._profiler, task) for task in self._tasks)]
+        )
+        for cell, repeat in recorder.interleave([final], repeats, until):
             self._run_all(cell, repeat, contenders)
         return recorder.has_all([final], repeats)
+
+    def _try(self, tried: Mapping[str, Schedule], until: float) -> bool:
+        """Take a first look at the schedules; whether so many had one that the best can be told.
+
+        Once these are told no more are tried: they would be compared with those only.
+        """
+        recorder, window = self._bench.recorder, None if self._bench.options.quick else _LOOK
+        cells = list(tried)
+        if recorder.find(f"{self._name} | best") is not None or recorder.has_all(cells, 1):
+            return True
+        self._profiler.prepare(self._needed(list(tried.values())))
+        now = time.monotonic()
+        end = now + _TRYING * (until - now)
+        # Those that share their first task's worker one after the other, since one that rested must be woken;
+        # in two turns, so that those for which the time does not do are not all of one worker.
+        for turn in (cells[::2], cells[1::2]):
+            for cell, repeat in recorder.interleave(turn, 1, end, alike=lambda cell: tried[cell][0]):
+                taken = self._profiler.measure(self._probes(tried[cell]), window)
+                recorder.add(cell, repeat, {"rates": _rounded(taken.rates)}, taken.spoiled)
+        seen = sum(recorder.find(cell) is not None for cell in cells)
+        return seen >= _ENOUGH * len(cells)
 
     def _choose(self) -> dict[str, Json]:
         """Our schedule for each objective, by a model that has not seen what the setting says."""
@@ -192,15 +222,11 @@ class _Study:
         kept = generator.permutation(len(every))[: int(self._bench.settings["schedules"])]
         return [every[i] for i in sorted(kept)]
 
-    def _best(self, tried: Mapping[str, Schedule]) -> list[Schedule]:
-        """The best schedules of the first look, for each objective."""
+    def _best(self) -> list[str]:
+        """The best schedules of the first look, for each objective, as text."""
         trial = next(trials(self._bench.recorder.samples, [self._name], finished=False))
         top = int(self._bench.settings["top"])
-        return [
-            tried[f"{self._name} | {words}"]
-            for objective in _OBJECTIVES
-            for words in trial.ranked(objective)[:top]
-        ]
+        return [words for objective in _OBJECTIVES for words in trial.ranked(objective)[:top]]
 
     def _run_all(self, cell: str, repeat: int, contenders: Sequence[Schedule]) -> None:
         """One repeat of every contender and of every task alone, in a new order.
@@ -219,8 +245,8 @@ class _Study:
         flags = [f"{name}: {what}" for name in order for what in taken[name].spoiled]
         self._bench.recorder.add(cell, repeat, values, flags)
 
-    def _prepare(self, schedules: Sequence[Schedule]) -> None:
-        self._profiler.prepare([probe for schedule in schedules for probe in self._probes(schedule)])
+    def _needed(self, schedules: Sequence[Schedule]) -> list[Probe]:
+        return [probe for schedule in schedules for probe in self._probes(schedule)]
 
     def _probes(self, schedule: Schedule) -> tuple[Probe, ...]:
         return tuple(

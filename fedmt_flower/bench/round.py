@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_tasks
 from fedmt_flower.bench.planned import problem_of, volumes_in_turn
+from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.round_table import BEST, FEDMT, TEMPORAL, YIELDING, judge, markdown
 from fedmt_flower.device.profile.profiler import Probe, Profiler
@@ -30,7 +30,7 @@ VOLUMES: Final = {"1:1:1": (1, 1, 1), "1:2:3": (1, 2, 3), "3:2:1": (3, 2, 1), "1
 _COARSE: Final = (20.0, 60.0, 100.0)
 _FINE: Final = (20.0, 40.0, 60.0, 80.0, 100.0)
 """Budgets of the exhaustive search: all combinations of the coarse ones, then neighbours among the fine."""
-_REFINED: Final = 2
+_REFINED: Final = 1
 """Combinations whose neighbours are tried."""
 
 
@@ -41,9 +41,10 @@ def settings(quick: bool) -> dict[str, Json]:
         "volumes": list(VOLUMES)[-1:] if quick else list(VOLUMES),
         "batch": 8 if quick else BATCH,
         "repeats": 2 if quick else 3,
-        "round_s": 0.05 if quick else 1.2,
-        # The exhaustive search runs rounds of this part, and the best of it are run whole beside the others.
-        "searched_part": 0.5,
+        # Seconds of a round in turn. The exhaustive search runs shorter ones, of the same volumes' ratio, and
+        # the best of it are run whole beside the others.
+        "round_s": 0.05 if quick else 0.9,
+        "searched_s": 0.03 if quick else 0.5,
         "finalists": 1 if quick else 3,
         "quick": quick,
     }
@@ -72,29 +73,54 @@ class _Mix:
 
     def run(self, until: float) -> bool:
         """Take what is missing, until that moment; whether nothing is missing then."""
-        complete = True
-        for ratio, end in self._bench.recorder.shares(list(self._bench.settings["volumes"]), until):
-            complete &= self._run_round(f"{self._name} | {ratio}", ratio, end)
-        return complete
-
-    def _run_round(self, cell: str, ratio: str, until: float) -> bool:
-        """One round's search and repeats, until that moment; whether all were taken."""
-        recorder, repeats = self._bench.recorder, int(self._bench.settings["repeats"])
-        if recorder.has_all([cell], repeats):
+        recorder, ratios = self._bench.recorder, list(self._bench.settings["volumes"])
+        if recorder.has_all([f"{self._name} | {ratio}" for ratio in ratios], self._repeats):
             return True
         if recorder.left_s <= 0:
             return False
-        volumes = volumes_in_turn(self._bench, self._profiler, self._tasks, VOLUMES[ratio])
+        # Before the time is shared out: the first round shall not pay for the workers of all.
+        self._profiler.prepare([*self._searching(), *itertools.chain(*self._baselines().values())])
+        complete = True
+        for ratio, end in recorder.shares(ratios, until):
+            complete &= self._run_round(f"{self._name} | {ratio}", ratio, end)
+        return complete
+
+    @property
+    def _repeats(self) -> int:
+        return int(self._bench.settings["repeats"])
+
+    def _run_round(self, cell: str, ratio: str, until: float) -> bool:
+        """One round's search and repeats, until that moment; whether all were taken."""
+        recorder = self._bench.recorder
+        if recorder.has_all([cell], self._repeats):
+            return True
+        if recorder.left_s <= 0:
+            return False
+        volumes = self._volumes(ratio, "round_s")
         plan = self._plan(cell, volumes)
-        if not self._search(cell, volumes, until):
+        if not self._search(cell, self._volumes(ratio, "searched_s"), until):
             return False
         contenders = self._contenders(cell, plan)
         wanted = [probe for placed in contenders.values() for probe in placed]
         self._profiler.dismiss(keep=[*wanted, *self._searching()])  # other volumes had other budgets
         self._profiler.prepare(wanted)
-        for _, repeat in recorder.interleave([cell], repeats, until):
+        for _, repeat in recorder.interleave([cell], self._repeats, until):
             self._run_all(cell, repeat, volumes, contenders)
-        return recorder.has_all([cell], repeats)
+        return recorder.has_all([cell], self._repeats)
+
+    def _volumes(self, ratio: str, seconds: str) -> dict[str, int]:
+        """Dᵢ in whole batches: a round in turn takes about as long as the setting named `seconds` says."""
+        return volumes_in_turn(
+            self._bench,
+            self._profiler,
+            self._tasks,
+            VOLUMES[ratio],
+            float(self._bench.settings[seconds]),
+        )
+
+    def _baselines(self) -> dict[str, tuple[Probe, ...]]:
+        """The tasks in their seats under every scheme that needs no model."""
+        return {scheme: probes(self._profiler, self._tasks, SCHEMES[scheme]) for scheme in SCHEMES}
 
     def _searching(self) -> list[Probe]:
         """The seats of the exhaustive search."""
@@ -117,10 +143,7 @@ class _Mix:
         return self._bench.recorder.take(f"{cell} | plan", plan)
 
     def _search(self, cell: str, volumes: Mapping[str, int], until: float) -> bool:
-        """Run a part of the round under combinations of budgets, once each; whether all were run."""
-        part = float(self._bench.settings["searched_part"])
-        batch = int(self._bench.settings["batch"])
-        less = {name: batch * max(1, round(part * volume / batch)) for name, volume in volumes.items()}
+        """Run a round of `volumes` under combinations of budgets, once each; whether all were run."""
         coarse = list(itertools.product(self._fitting(_COARSE), repeat=len(self._tasks)))
         self._profiler.prepare(self._searching())
         for refined in (False, True):
@@ -130,7 +153,7 @@ class _Mix:
             for point, repeat in recorder.interleave(cells, 1, until):
                 budgets = _budgets(point.rpartition(" | ")[2])
                 placed = seated(self._profiler, self._tasks, budgets)
-                taken = self._profiler.cover([(p, less[p.task.name]) for p in placed])
+                taken = self._profiler.cover([(p, volumes[p.task.name]) for p in placed])
                 recorder.add(point, repeat, {"makespan_s": round(taken.seconds, 4)}, taken.spoiled)
             if not recorder.has_all(cells, 1):
                 return False
@@ -166,7 +189,7 @@ class _Mix:
     def _contenders(self, cell: str, plan: Mapping[str, Json]) -> dict[str, tuple[Probe, ...]]:
         """What is run whole: the baselines, the plan, the plan with others yielding, the search's best."""
         seat = self._profiler.seat
-        found = {scheme: probes(self._profiler, self._tasks, SCHEMES[scheme]) for scheme in SCHEMES}
+        found = self._baselines()
         found[FEDMT] = seated(self._profiler, self._tasks, plan["budgets"])
         found[YIELDING] = tuple(
             Probe(task, seat(r, yields=task.name != plan["longest"]))
@@ -183,17 +206,24 @@ class _Mix:
         volumes: Mapping[str, int],
         contenders: Mapping[str, tuple[Probe, ...]],
     ) -> None:
-        """One repeat of every contender, in a new order: never a part of them on another day or machine."""
-        order = list(contenders)
-        random.Random(f"{cell} {repeat}").shuffle(order)
+        """One repeat of every contender, in a new order: never a part of them on another day or machine.
+
+        Contenders whose seats are the same are one round, run once: a plan of equal budgets is neither
+        longer nor shorter than those budgets.
+        """
+        runs: dict[tuple[bool, tuple[str, ...]], list[str]] = {}
+        for name, placed in contenders.items():
+            seats = tuple(probe.key for probe in placed)
+            runs.setdefault((name == TEMPORAL, seats), []).append(name)
         spans: dict[str, float] = {}
         flags: list[str] = []
-        for name in order:
+        for names in shuffled(list(map(tuple, runs.values())), f"{cell} {repeat}"):
             taken = self._profiler.cover(
-                [(probe, volumes[probe.task.name]) for probe in contenders[name]], in_turn=name == TEMPORAL
+                [(probe, volumes[probe.task.name]) for probe in contenders[names[0]]],
+                in_turn=names[0] == TEMPORAL,
             )
-            spans[name] = round(taken.seconds, 4)
-            flags += [f"{name}: {what}" for what in taken.spoiled]
+            spans |= dict.fromkeys(names, round(taken.seconds, 4))
+            flags += [f"{' = '.join(names)}: {what}" for what in taken.spoiled]
         values: dict[str, Json] = {
             "makespan_s": {name: spans[name] for name in contenders},
             "samples": dict(volumes),

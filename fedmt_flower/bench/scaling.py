@@ -38,7 +38,7 @@ def settings(quick: bool) -> dict[str, Json]:
         "combinations": combinations[:1] if quick else combinations,
         "steps": [PLAIN, FAST],
         "batch": 8 if quick else BATCH,
-        "repeats": 2 if quick else 5,
+        "repeats": 2 if quick else 3,
         "quick": quick,
     }
 

@@ -8,7 +8,7 @@ from fedmt_flower.bench.allocation_table import EQUAL, SETTINGS
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, PLAIN, SCHEMES, by_step, probes, solo, synthetic_tasks
 from fedmt_flower.bench.planned import chosen, features, volumes_in_turn
-from fedmt_flower.bench.rates import seats_of
+from fedmt_flower.bench.rates import WINDOW, seats_of
 from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.step_table import CHOSEN, judge, markdown
@@ -24,15 +24,15 @@ def settings(quick: bool) -> dict[str, Json]:
         "batch": 8 if quick else BATCH,
         "equal": ["sharing"] if quick else ["static 60", "100/(0.5 n)", "sharing"],
         # Seconds of the plain round in turn.
-        "round_s": 0.05 if quick else 3.0,
-        "repeats": 2 if quick else 5,
+        "round_s": 0.05 if quick else 2.4,
+        "repeats": 2 if quick else 4,
         "quick": quick,
     }
 
 
 def run(bench: Bench) -> bool:
     """Measure one setting after the other, since all their workers would not fit the memory."""
-    with bench.profiler() as profiler:
+    with bench.profiler(window=WINDOW) as profiler:
         complete = bench.in_parts(profiler, bench.settings["settings"], _Setting)
     bench.bars += judge(bench.recorder.samples, bench.settings["settings"])
     return complete

@@ -78,6 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from fedmt_flower.federation.compose import compose
 
+    if arguments.fast and not arguments.paper:
+        raise ConfigError(
+            "--fast: got no --paper, whose models alone it concerns; add --paper, or say how your tasks are "
+            "to take their steps, such as +tasks.NAME.parameters.step=graph"
+        )
     settings = compose(arguments.overrides)
     if settings.device.backend is Backend.INLINE:
         raise ConfigError("device inline: tasks that share no device cannot be profiled; take cpu or mps")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmt_flower.bench import report
+from fedmt_flower.bench import regret, report
 from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, Options, load_driver, measure
 from fedmt_flower.bench.result import Result, load
 from fedmt_flower.domain.device import Backend
@@ -45,11 +45,23 @@ def test_a_driver_leaves_a_whole_record(name: str, tmp_path: Path) -> None:
     assert "nan" not in table
     for picture in tmp_path.rglob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
+    if name == "round":
+        check_rounds_of_the_same_seats(result)
     if name in {"equality", "faults", "federation", "instead"}:
         # How long it takes on a busy host is not what this test is about.
         timed = ("seconds", "one run of all")
         missed = [bar.name for bar in result.bars if not bar.met]
         assert [name for name in missed if not any(word in name for word in timed)] == []
+
+
+def check_rounds_of_the_same_seats(result: Result) -> None:
+    """They were run once in a repeat, whatever they are called."""
+    for sample in result.of("heavy | 1:2:6"):
+        spans, levels = sample.values["makespan_s"], sample.values["levels"]
+        capped = [name for name in spans if name.startswith("found") or name == "fedmt"]
+        for name in ("sharing", "static 60", "isolated"):
+            assert {spans[own] for own in capped if levels[own] == levels[name]} <= {spans[name]}
+        assert spans["temporal"] != spans["sharing"]
 
 
 def test_what_the_budget_cut_off_is_taken_up_again(tmp_path: Path) -> None:
@@ -61,6 +73,18 @@ def test_what_the_budget_cut_off_is_taken_up_again(tmp_path: Path) -> None:
     assert second.seconds > first.seconds
     (bar,) = [bar for bar in second.bars if "repeats" in bar.name]
     assert (bar.value, bar.met) == (2, False)
+
+
+def test_regret_shares_its_time_among_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = regret.settings(quick=True)
+    own = known["settings"]["III.1"]
+    monkeypatch.setattr(
+        regret, "settings", lambda quick: known | {"settings": {"III.1": own, "III.3": own}, "repeats": 500}
+    )
+    first = run("regret", tmp_path, budget_s=20.0)
+    assert not first.complete
+    finals = {name: len(first.of(f"{name} | final")) for name in ("III.1", "III.3")}
+    assert min(finals.values()) >= 1, finals
 
 
 def test_every_driver_has_a_claim_a_budget_and_a_table() -> None:

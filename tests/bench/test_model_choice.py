@@ -76,6 +76,21 @@ def test_a_model_file_is_read_and_without_one_the_analytic_model_plans(tmp_path:
     assert "analytic" in choose(options(tmp_path), DEVICE).basis
 
 
+def test_a_model_that_was_given_plans_unless_samples_are_to_be_left_out(
+    profile: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(fit_xgboost(few := draw_samples(mixes=5), threads=1).to_text())
+    given = options(tmp_path, model=path, profiles=(profile,))
+    assert choose(given, DEVICE).basis == f"model fitted to {len(few)} samples of {DEVICE.name}"
+    assert choose(given, DEVICE, lambda sample: True).basis != choose(given, DEVICE).basis
+
+
+def test_regret_asks_for_the_samples_that_its_models_leave_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="regret: got no --profile"):
+        measure("regret", options(tmp_path, quick=False), lambda line: None)
+
+
 def test_searches_take_their_tasks_from_a_profile(profile: Path, tmp_path: Path) -> None:
     _, device, tasks = subjects(options(tmp_path, profiles=(profile,)))
     assert device == DEVICE

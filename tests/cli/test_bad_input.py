@@ -181,6 +181,12 @@ def test_a_run_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "no run there" in line
 
 
+def test_fast_steps_are_profiled_of_the_paper_s_models_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--fast", "device=cpu"]) == 1
+    (line,) = lines(capsys)
+    assert "--fast: got no --paper" in line
+
+
 def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sim", "--debug", "allocation=fair"]) == 1
     told = lines(capsys)

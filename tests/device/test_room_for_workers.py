@@ -33,7 +33,7 @@ async def together(needs: list[int], room: int, processors: int, kept: int = 0) 
 
     async def start(number: int, need: int) -> None:
         nonlocal most, bytes_
-        async with admission.turn(need):
+        async with admission.turn(lambda: need):
             began.append(number)
             now.append(need)
             most, bytes_ = max(most, len(now)), max(bytes_, sum(now))
@@ -67,12 +67,30 @@ def test_a_turn_is_given_back_by_a_worker_that_fails() -> None:
     async def fails_first() -> bool:
         admission = Admission(10, 1)
         with pytest.raises(ValueError, match="broken"):
-            async with admission.turn(10):
+            async with admission.turn(lambda: 10):
                 raise ValueError("broken")
-        async with asyncio.timeout(1), admission.turn(10):
+        async with asyncio.timeout(1), admission.turn(lambda: 10):
             return True
 
     assert asyncio.run(fails_first())
+
+
+def test_others_of_a_task_start_side_by_side_once_one_has_told_its_need() -> None:
+    async def starts() -> list[int]:
+        admission, expected, now, most = Admission(10, 16), 10, 0, list[int]()
+
+        async def start() -> None:
+            nonlocal expected, now
+            async with admission.turn(lambda: expected):
+                now += 1
+                most.append(now)
+                await asyncio.sleep(0)
+                expected, now = 3, now - 1
+
+        await asyncio.gather(*(start() for _ in range(4)))
+        return most
+
+    assert asyncio.run(starts()) == [1, 1, 2, 3]
 
 
 def test_what_workers_hold_at_rest_is_no_room_for_others() -> None:
@@ -85,7 +103,7 @@ def test_what_workers_hold_at_rest_is_no_room_for_others() -> None:
 
         async def start() -> None:
             nonlocal now, most
-            async with admission.turn(5):
+            async with admission.turn(lambda: 5):
                 now, most = now + 1, max(most, now + 1)
                 await asyncio.sleep(0)
                 now -= 1

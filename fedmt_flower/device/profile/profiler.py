@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -64,6 +65,7 @@ _UNKNOWN = 8 << 30
 """Bytes that a worker is taken to hold until it first rests, of a task not met before (ResNet-101: 7 GB)."""
 _AT_REST = 1 << 30
 """Bytes that a worker is taken to hold on a GPU even at rest (on an H100 some 0.8 to 1.4 GB each)."""
+_AT_REST_AT_MOST = 1.25 * _AT_REST
 _FILL = 0.93
 """Part of the device's memory that is used; the rest is for what nobody accounts for."""
 _PROCESSORS = len(os.sched_getaffinity(0))
@@ -193,7 +195,7 @@ class Profiler:
         self._needs: dict[str, int] = {}
         self._awake: dict[str, int] = {}
         self._others = 0
-        self._lengths: dict[tuple[str, ...], float] = {}
+        self._lengths: dict[tuple[Window, tuple[str, ...]], float] = {}
         self.started = 0
         """Workers that were started, and the seconds that this took."""
         self.starting_s = 0.0
@@ -237,7 +239,6 @@ class Profiler:
             return {}
         began = time.monotonic()
         said = dict(zip(missing, self._runner.run(self._warm_all(list(missing.values()))), strict=True))
-        self._needs |= {key: answer.memory_bytes for key, answer in said.items()}
         self._others = self.telemetry.fresh().memory_bytes - sum(self._awake.values())
         self.started += len(said)
         self.starting_s += time.monotonic() - began
@@ -272,13 +273,13 @@ class Profiler:
 
         self._runner.run(leave())
 
-    def measure(self, probes: Sequence[Probe]) -> Rates:
-        """The rates of `probes` running together; of one probe, its solo rate.
+    def measure(self, probes: Sequence[Probe], window: Window | None = None) -> Rates:
+        """The rates of `probes` running together, over `window` or the profiler's; of one, its solo rate.
 
         A window in which a co-runner died, stalled or was slowed down by heat does not count and is taken
         again, up to the number of attempts; EngineError after that.
         """
-        return self._retry(probes, lambda: self._measure(probes))
+        return self._retry(probes, lambda: self._measure(probes, window or self._window))
 
     def cover(self, volumes: Sequence[tuple[Probe, int]], *, in_turn: bool = False) -> Makespan:
         """Run a round of training to the end: each probe over its volume in samples, together or in turn.
@@ -302,8 +303,8 @@ class Profiler:
         """The process of a warm probe."""
         return self._workers[probe.key].pid
 
-    def _measure(self, probes: Sequence[Probe]) -> Rates:
-        window, together = self._window, tuple(probe.key for probe in probes)
+    def _measure(self, probes: Sequence[Probe], window: Window) -> Rates:
+        together = window, tuple(probe.key for probe in probes)
         length = self._lengths.get(together, window.length_s * (2 if _is_launched(probes) else 1))
         while True:
             start = time.monotonic() + _LEAD_S
@@ -313,7 +314,9 @@ class Profiler:
             taken = [[s for s in answer.steps if begin <= s.finished <= end] for answer in answers]
             if min(map(len, taken)) >= window.steps or length >= window.longest_s:
                 break
-            length = min(2 * length, window.longest_s)
+            # As long as so many steps would take, by those that there were.
+            there = max(1, min(map(len, taken)))
+            length = min(max(2.0, (window.steps + 1) / there) * length, window.longest_s)
         self._lengths[together] = length
         for probe, steps in zip(probes, taken, strict=True):
             if len(steps) < 2:
@@ -388,12 +391,25 @@ class Profiler:
         return Admission(self._usable - sum(self._awake.values()), _PROCESSORS, kept)
 
     def _expected(self, probe: Probe) -> int:
-        """Bytes that a worker of `probe` may hold while it starts: what its task needed at most so far."""
+        """Bytes that a worker of `probe` may hold while it starts: what its task needed at most so far.
+
+        What it needed with smaller batches counts in proportion.
+        """
         if probe.seat.device == _HOST:
             return 0
-        known = {key: self._probes[key].task.name for key in self._needs}
-        own = [self._needs[key] for key, name in known.items() if name == probe.task.name]
+        own = [
+            math.ceil(held * max(1.0, _batch(probe) / _batch(known)))
+            for key, held in self._needs.items()
+            if (known := self._probes[key]).task.name == probe.task.name
+        ]
         return max(own, default=_UNKNOWN)
+
+    @property
+    def room(self) -> int:
+        """Workers that fit the device: what they hold at rest leaves half of its memory to those at work."""
+        if self.seat(100.0).device == _HOST:
+            return self.backend.max_workers
+        return min(self.backend.max_workers, int(self.telemetry.capacity_bytes / (2 * _AT_REST_AT_MOST)))
 
     @property
     def _usable(self) -> int:
@@ -414,13 +430,15 @@ class Profiler:
         admission = await self._make_room(probes)
 
         async def warm(probe: Probe) -> Rehearsed:
-            async with admission.turn(self._expected(probe)):
+            async with admission.turn(lambda: self._expected(probe)):
                 worker = await self._pool.acquire(_RUN, probe.task, probe.seat)
                 self._workers[probe.key], self._probes[probe.key] = worker, probe
                 answer = await self._ask(
                     probe, self._rehearsal(probe, _REHEARSAL), Rehearsed, patience_s=120.0
                 )
                 await self._ask(probe, Rest(), Rested, _GRACE_S)
+                # At once: the others of this task, which wait for room, are then not taken for the largest.
+                self._needs[probe.key] = answer.memory_bytes
                 return answer
 
         # All answers are waited for, so that none is still starting after this.
@@ -471,6 +489,10 @@ def _is_launched(probes: Sequence[Probe]) -> bool:
     It is bound by the host's launches, which vary most, and every share is divided by its rate.
     """
     return len(probes) == 1 and probes[0].task.parameters.get("step") != StepChoice.GRAPH
+
+
+def _batch(probe: Probe) -> int:
+    return int(probe.task.parameters.get("batch_size", 1))
 
 
 def _rate(steps: Sequence[Step]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Set
+from collections.abc import AsyncIterator, Callable, Mapping, Set
 from contextlib import asynccontextmanager
 
 
@@ -49,10 +49,14 @@ class Admission:
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
-    async def turn(self, need: int) -> AsyncIterator[None]:
-        """Wait until a worker that may hold `need` bytes can start; it has started when this is left."""
+    async def turn(self, expect: Callable[[], int]) -> AsyncIterator[None]:
+        """Wait until a worker can start that may hold as many bytes as `expect` gives; at the end it has.
+
+        `expect` is asked again whenever another has started, which may have told what to expect.
+        """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._fits(need))
+            await self._changed.wait_for(lambda: self._fits(expect()))
+            need = expect()
             self._held, self._starting = self._held + need, self._starting + 1
         try:
             yield
