@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -83,6 +84,41 @@ def test_workers_come_stay_and_go(
     before = children()
     assert not any(pid and psutil.pid_exists(pid) for pid in asyncio.run(story()))
     assert children() <= before
+
+
+class FullOfWorkers(CpuBackend):
+    """A device of 8 GiB, of which each process in `holding` takes 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holding: set[int] = set()
+
+    def memory(self) -> tuple[int, int]:
+        return sum(3 << 30 for pid in self.holding if psutil.pid_exists(pid)), 8 << 30
+
+
+def test_workers_leave_for_one_that_needs_their_memory(
+    tmp_path: Path, make_task: Callable[..., Task]
+) -> None:
+    backend = FullOfWorkers()
+    task = make_task("a")
+    seats = [replace(backend.seat(100, Sharing.CAPPED), level=level) for level in (1, 2, 3)]
+
+    async def story() -> None:
+        pool = Pool(backend, tmp_path / "workers")
+        await pool.open()
+        first, second = [await pool.acquire("run", task, seat) for seat in seats[:2]]
+        for worker in (first, second):
+            worker.memory_bytes = 3 << 30
+            backend.holding.add(worker.pid)
+            pool.release(worker)
+        third = await pool.acquire("run", task, seats[2])
+        assert first.ended.result() == "exited with code 0"
+        assert list(pool.workers) == [second, third]
+        pool.release(third)
+        await pool.close()
+
+    asyncio.run(story())
 
 
 def test_a_call_that_is_cancelled_leaves_no_worker_behind(

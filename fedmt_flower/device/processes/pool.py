@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _STALE_S = 60.0
 _KEPT_LOGS = 64
+_CONTEXT_BYTES = 1 << 29
+"""What CUDA holds for a process beside what torch counts."""
 
 
 class Pool:
@@ -91,6 +93,7 @@ class Pool:
                 return worker
         async with self._making_room:
             await self._make_room(run)
+            await self._free_memory(task)
             worker = await self._fork(run, task, seat)
         try:
             await worker.begin()
@@ -144,6 +147,26 @@ class Pool:
             )
         going += staying[: max(0, excess)]
         await asyncio.gather(*(self._dismiss(worker) for worker in going))
+
+    async def _free_memory(self, task: Task) -> None:
+        """Let idle workers leave, the longest unused first, until the device has memory for one of `task`.
+
+        Workers keep what their rounds took, so that those of many seats would fill a GPU in the end.
+        """
+        known = [worker for worker in self._workers if worker.memory_bytes]
+        if not known:  # as on CPUs, where nobody counts
+            return
+        own = [worker.memory_bytes for worker in known if worker.task == task]
+        needed = _CONTEXT_BYTES + max(own or [worker.memory_bytes for worker in known])
+        # Those that are starting side by side hold nothing yet.
+        needed *= 1 + sum(worker.busy and not worker.memory_bytes for worker in self._workers)
+        for worker in sorted(self._workers, key=lambda worker: worker.used):
+            used, total = self._backend.memory()
+            if needed <= total - used:
+                return
+            if not worker.busy:
+                log.info("worker %d of %s leaves: its memory is needed", worker.pid, worker.task.name)
+                await self._dismiss(worker)
 
     async def _fork(self, run: str, task: Task, seat: Seat) -> WorkerHandle:
         path = self._directory / f"{task.name}-{next(self._serial)}.log"
