@@ -37,6 +37,8 @@ _TEMPORAL: Final = "temporal"
 _STATIC: Final = "best static"
 _EQUAL: Final = ("isolated", "sharing", "static 60", "static 80")
 _FAST: Final = "fedmt, fast steps"
+_WARM_ROUNDS: Final = 2
+"""After the first, budgets follow what it has shown, in new seats."""
 _ADAPTED: Final = {
     "fedmt": Coordination(),
     "fedmt, adapted batches": Coordination(batching=BatchRules(policy=Batching.PROPORTIONAL)),
@@ -53,7 +55,7 @@ def settings(quick: bool) -> dict[str, Json]:
         "models": ["lenet"] * 3 if quick else list(_MODELS.values()),
         "schemes": [_TEMPORAL, "fedmt"] if quick else schemes,
         "volume": 0.005 if quick else 0.25,
-        "rounds": 1 if quick else 8,
+        "rounds": 1 if quick else 6,
         "seeds": 1 if quick else 3,
         "batch": 32 if quick else 128,
         "lr": 0.05,
@@ -76,7 +78,7 @@ def run(bench: Bench) -> bool:
                 allocation, rules = SCHEMES.get(cell, chosen), _ADAPTED.get(cell, Coordination())
             fast = cell == _FAST
             if cell not in warm and not bench.options.quick:
-                federation.train(allocation, rules, 0, rounds=1, fast=fast)
+                federation.train(allocation, rules, 0, rounds=_WARM_ROUNDS, fast=fast)
                 warm.add(cell)
             rounds = int(bench.settings["rounds"])
             recorder.add(cell, seed, federation.train(allocation, rules, seed, rounds=rounds, fast=fast))
@@ -190,7 +192,7 @@ class _Federation:
         mode = Mode.EVALUATE if final else Mode.TRAIN_AND_EVALUATE
         parameters = {"partition-id": site, "num-partitions": _SITES}
         order = RoundOrder(
-            run="time-to-accuracy",
+            run=_run_of(tasks, rules),
             round=number,
             site=f"site-{site}",
             assignments=tuple(Assignment(task=t, mode=mode, parameters=parameters) for t in tasks),
@@ -203,6 +205,11 @@ class _Federation:
         if failures := [task.error for task in result.report.tasks if task.status is Status.FAILED]:
             raise EngineError(failures[0])
         return result
+
+
+def _run_of(tasks: Sequence[Task], rules: Coordination) -> str:
+    """What rounds have in common that may learn from each other: kinds of steps, and loads."""
+    return f"time-to-accuracy, {tasks[0].parameters['step']} steps, {rules.batching.policy} batches"
 
 
 def _mean(results: Sequence[RoundResult], task: str) -> Weights:
