@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 import os
 import tempfile
 import time
@@ -26,7 +27,9 @@ from fedmt_flower.device.engine.connection import connect
 from fedmt_flower.device.profile.profiler import Profiler, Window
 from fedmt_flower.device.profile.telemetry import Usage, source_for
 from fedmt_flower.domain.device import Backend, DeviceSettings
-from fedmt_flower.errors import ConfigError, expected_one_of
+from fedmt_flower.errors import ConfigError, EngineError, expected_one_of
+
+log = logging.getLogger(__name__)
 
 DRIVERS = {
     "allocation": "the allocation schemes on the paper's three settings (Fig. 9)",
@@ -217,12 +220,21 @@ class Bench:
     ) -> bool:
         """Take one part after the other, each with workers of its own, since all would not fit the memory.
 
-        Each has its share of the time; whether nothing is missing then.
+        Each has its share of the time; whether nothing is missing then. What ends a part is told among the
+        facts, and does not end the others.
         """
-        complete = True
+        complete, failed = True, dict[str, Json]()
         for name, until in self.recorder.shares(names):
-            complete &= part(self, profiler, name).run(until)
-            profiler.dismiss()
+            try:
+                complete &= part(self, profiler, name).run(until)
+            except EngineError as error:
+                log.error("%s, %s: %s", self.name, name, error)
+                complete, failed[name] = False, str(error)
+            profiler.begin_anew()
+        if failed:
+            if len(failed) == len(names):
+                raise EngineError(f"{self.name}: no part of it could be measured; last: {failed[names[-1]]}")
+            self.facts["failed"] = failed
         return complete
 
     @contextmanager

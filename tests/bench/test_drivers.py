@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fedmt_flower.bench import regret, report
-from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, Options, load_driver, measure
-from fedmt_flower.bench.result import Result, load
+from fedmt_flower.bench import allocation_table, energy, mixes, regret, report
+from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, Bench, Options, load_driver, measure
+from fedmt_flower.bench.result import Json, Result, load
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.domain.device import Backend
+from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import ConfigError
 
 pytestmark = pytest.mark.timeout(600)
@@ -77,14 +82,24 @@ def test_what_the_budget_cut_off_is_taken_up_again(tmp_path: Path) -> None:
 
 def test_regret_shares_its_time_among_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = regret.settings(quick=True)
-    own = known["settings"]["III.1"]
-    monkeypatch.setattr(
-        regret, "settings", lambda quick: known | {"settings": {"III.1": own, "III.3": own}, "repeats": 500}
-    )
-    first = run("regret", tmp_path, budget_s=20.0)
-    assert not first.complete
-    finals = {name: len(first.of(f"{name} | final")) for name in ("III.1", "III.3")}
-    assert min(finals.values()) >= 1, finals
+    names = ("III.1", "III.3", "heavy", "light")
+    own = dict.fromkeys(names, known["settings"]["III.1"])
+    given: dict[str, float] = {}
+
+    class Study:
+        def __init__(self, bench: Bench, profiler: Profiler, name: str) -> None:
+            self.name = name
+
+        def run(self, until: float) -> bool:
+            given[self.name] = until - time.monotonic()
+            return False
+
+    monkeypatch.setattr(regret, "settings", lambda quick: known | {"settings": own})
+    monkeypatch.setattr(regret, "_Study", Study)
+    assert not run("regret", tmp_path, budget_s=1000.0).complete
+    assert list(given) == list(names)
+    # Each leaves all of its share to those after it.
+    assert [round(1000 / seconds) for seconds in given.values()] == [4, 3, 2, 1]
 
 
 def test_every_driver_has_a_claim_a_budget_and_a_table() -> None:
@@ -98,3 +113,23 @@ def test_every_driver_has_a_claim_a_budget_and_a_table() -> None:
 def test_an_unknown_benchmark_is_told_with_the_choices() -> None:
     with pytest.raises(ConfigError, match="did you mean timeline"):
         load_driver("timelin")
+
+
+def test_a_part_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = energy.settings(quick=True)
+    broken = {**allocation_table.SETTINGS, "heavy": ("AX",), "light": ("R18",)}
+    monkeypatch.setattr(energy, "SETTINGS", broken)
+    monkeypatch.setattr(energy, "settings", lambda quick: known | {"settings": ["heavy", "light"]})
+    make = mixes.synthetic_tasks
+
+    def tasks(models: Iterable[str], settings: dict[str, Json]) -> tuple[Task, ...]:
+        return tuple(
+            replace(task, model="fedmt_flower.tasks.models:nothing") if task.name == "AX" else task
+            for task in make(models, settings)
+        )
+
+    monkeypatch.setattr(energy, "synthetic_tasks", tasks)
+    result = run("energy", tmp_path)
+    assert not result.complete
+    assert set(result.facts["failed"]) == {"heavy"}
+    assert len(result.of("light | fedmt")) == 2

@@ -273,6 +273,11 @@ class Profiler:
 
         self._runner.run(leave())
 
+    def begin_anew(self) -> None:
+        """Let all workers go, and open the device again if it failed; EngineError if that does not work."""
+        self.dismiss()
+        self._runner.run(self._pool.refresh())
+
     def measure(self, probes: Sequence[Probe], window: Window | None = None) -> Rates:
         """The rates of `probes` running together, over `window` or the profiler's; of one, its solo rate.
 
