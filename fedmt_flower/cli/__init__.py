@@ -1,7 +1,8 @@
 """The command line: `fedmt`, also `python -m fedmt_flower`.
 
 A command is a module of this package with `add_arguments(parser)` and `run(arguments) -> int`, named in
-`COMMANDS`. Only the module of the command that was asked for is imported.
+`COMMANDS`. Only the module of the command that was asked for is imported. What stands after ``--`` is
+another program's command line, for a command that has an argument `program`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ COMMANDS = {
     "plan": "show what a device would do in a round, and what that promises",
     "show": "show the results of a run",
     "engine": "the engines of this host: status, logs, metrics, stop",
+    "warm": "run a SuperExec or a SuperNode whose ClientApps start with their imports done",
     "doctor": "check what this machine has and what is missing",
     "bench": "measure one of the package's claims",
 }
@@ -78,7 +80,13 @@ def _dispatch(words: list[str]) -> int:
     module = importlib.import_module(f"{__name__}.{name}")
     parser = _Parser(prog=f"fedmt {name}", description=COMMANDS[name], epilog="--debug adds tracebacks.")
     module.add_arguments(parser)
-    return int(module.run(parser.parse_intermixed_args(rest)))
+    end = rest.index("--") if "--" in rest else len(rest)
+    arguments = parser.parse_intermixed_args(rest[:end])
+    if rest[end:]:
+        if "program" not in arguments:
+            parser.error("takes nothing after `--`")
+        arguments.program = rest[end + 1 :]
+    return int(module.run(arguments))
 
 
 def _usage() -> str:
