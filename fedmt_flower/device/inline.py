@@ -76,7 +76,7 @@ class InlineEngine:
             reports.append(report_of(name, result, torch.get_num_threads(), os.getpid()))
             spans += spans_of(name, result, started)
             if result.weights is not None:
-                updates[name] = result.weights
+                updates[name] = {key: array.copy() for key, array in result.weights.items()}
         report = RoundReport(
             site=order.site,
             round=order.round,

@@ -11,7 +11,7 @@ and writes, never packed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -105,12 +105,7 @@ def decode_package(content: RecordDict) -> tuple[int, dict[str, Share]] | None:
     config = _config(content, CONFIG)
     if _JSON not in config:
         return None
-    arrays = {}
-    for task, record in _task_arrays("package", content).items():
-        try:
-            arrays[task] = to_weights(record)
-        except ValueError as error:
-            raise FederationError(f"package: task {task!r}, array {error}") from error
+    arrays: dict[str, Weights] = _task_arrays("package", content, packing.packed_in, to_weights)
     return _shares(arrays, config)
 
 
@@ -171,7 +166,7 @@ def decode_answer(content: RecordDict) -> Answer:
     report = decode_report(content)
     if report is None:
         raise FederationError("reply: no report in it, expected that of a fedmt_flower client")
-    arrays = _task_arrays("reply", content)
+    arrays = _task_arrays("reply", content, packing.unpack, _as_record)
     record = content.get(METRICS)
     values = split(record) if isinstance(record, MetricRecord) else {}
     metrics = {task: fill(MetricRecord(), entries) for task, entries in values.items()}
@@ -306,20 +301,34 @@ def _array_entries(tasks: Mapping[str, ArrayRecord | Array]) -> ArrayRecord:
     return flatten({task: one for task, one in tasks.items() if isinstance(one, ArrayRecord)}, record)
 
 
-def _task_arrays(what: str, content: RecordDict) -> dict[str, ArrayRecord]:
-    """The inverse of `_array_entries`; FederationError, of `what`, if a packed task cannot be read."""
+def _task_arrays(
+    what: str,
+    content: RecordDict,
+    read_packed: Callable[[Array], T],
+    read_single: Callable[[Mapping[str, Array]], T],
+) -> dict[str, T]:
+    """The inverse of `_array_entries`; FederationError, of `what`, if a task's arrays cannot be read."""
     found = _array_record(content)
-    tasks = {task: fill(ArrayRecord(), entries) for task, entries in split(found).items()}
+    tasks: dict[str, T] = {}
+    for task, entries in split(found).items():
+        try:
+            tasks[task] = read_single(entries)
+        except ValueError as error:
+            raise FederationError(f"{what}: task {task!r}, array {error}") from error
     for task, array in found.items():
         if "/" in task or array.stype != packing.STYPE:
             continue
         if task in tasks:
             raise FederationError(f"{what}: task {task!r} is there both packed and array by array")
         try:
-            tasks[task] = packing.unpack(array)
+            tasks[task] = read_packed(array)
         except ValueError as error:
             raise FederationError(f"{what}: packed task {task!r}: {error}") from error
     return tasks
+
+
+def _as_record(entries: Mapping[str, Array]) -> ArrayRecord:
+    return fill(ArrayRecord(), entries)
 
 
 def flatten(tasks: Mapping[str, Mapping[str, Any]], record: R) -> R:

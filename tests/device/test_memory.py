@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -52,11 +51,11 @@ def test_names_order_dtypes_shapes_and_bytes_arrive(file: int) -> None:
         assert got[name].flags.aligned
 
 
-def test_the_file_is_a_safetensors_file(file: int) -> None:
-    loaded = safetensors.numpy.load_file(f"/proc/self/fd/{file}")
-    assert loaded.keys() == STATE.keys()
-    for name, array in STATE.items():
-        np.testing.assert_array_equal(loaded[name], array)
+def test_what_came_from_a_file_is_written_as_it_is_and_copied_once(file: int) -> None:
+    came = memory.read(file)
+    again = memory.write("again", came)
+    assert os.pread(again, 1 << 20, 0) == os.pread(file, 1 << 20, 0) == bytes(came.data)
+    os.close(again)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +87,9 @@ def test_nobody_can_change_a_file_once_written(file: int) -> None:
         os.pwrite(file, b"x", 0)
 
 
-def test_a_dtype_that_the_format_lacks_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="'x' of dtype complex128"):
-        memory.write("test", {"x": np.zeros(1, dtype=np.complex128)})
+def test_what_is_no_number_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="'x' of dtype object"):
+        memory.write("test", {"x": np.array([None])})
 
 
 def test_a_file_that_its_sender_can_change_is_refused() -> None:
@@ -108,20 +107,19 @@ def test_a_file_that_its_sender_can_change_is_refused() -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}',
-        b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
-        b'{"x":{"dtype":"F32","shape":[-1],"data_offsets":[0,-4]}}',
-        b'{"x":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}',
-        b'{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"y":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}',
-        b'{"x":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}',
-        b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
-        b'"y":{"dtype":"U8","shape":[0,9223372036854775808],"data_offsets":[4,4]}}',
-        b"[]",
+        b'[["x", "<f4", [2]], ["y", "<f8", [2]]]',
+        b'[["x", "<f4", [-1]]]',
+        b'[["x", "<O", [1]]]',
+        b'[["x", "<f4", [1]], ["x", "<f4", [1]]]',
+        b'[["x", "<f4", [140737488355328, 140737488355328]]]',
+        b'[["x", "<f4", [1]], ["y", "|u1", [0, 281474976710655, 281474976710655]]]',
+        b"{}",
         b"",
     ],
 )
 def test_a_header_that_lies_is_refused(header: bytes) -> None:
-    fd = sealed(struct.pack("<Q", len(header)) + header + bytes(4))
+    start = struct.pack("<Q", len(header)) + header
+    fd = sealed(start + bytes(-len(start) % 16 + 16))
     with pytest.raises(ProtocolError, match="weights"):
         memory.read(fd)
     os.close(fd)
@@ -148,5 +146,5 @@ def test_170_megabytes_pass_in_a_fraction_of_a_second() -> None:
         memory.read(fd)
         seconds.append(time.perf_counter() - start)
         os.close(fd)
-    # 0.07 s on two idle cores; the bound leaves room for a busy machine, not for another copy in Python.
+    # 0.08 s on two idle cores; the bound leaves room for a busy machine, not for another copy in Python.
     assert min(seconds) < 0.3

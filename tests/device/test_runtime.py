@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedmt_flower.device.contract import Progress, Weights
 from fedmt_flower.device.ipc.job import Job
+from fedmt_flower.device.ipc.packed import Packed
 from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.device.training.runtime import TaskRuntime
 from fedmt_flower.domain.profile import StepKind
@@ -63,15 +64,16 @@ def test_a_round_is_a_function_of_weights_parameters_and_seed(task: Task) -> Non
     start = initial_weights(task, 1)
     runtime = TaskRuntime(task, "cpu")
     first = runtime.run(job(task), start)
+    ended = bits(first.weights)
     runtime.run(job(task, round=2, site="b"), first.weights or {})
     torch.rand(7)
     again = runtime.run(job(task), start)
     fresh = TaskRuntime(task, "cpu").run(job(task), start)
-    assert bits(again.weights) == bits(first.weights) == bits(fresh.weights)
+    assert bits(again.weights) == ended == bits(fresh.weights)
     assert again.evaluate_metrics == first.evaluate_metrics == fresh.evaluate_metrics
     later = bits(runtime.run(job(task, round=2), start).weights)
     # The app seeds its loader itself: one order in every round, as Flower without the package has it.
-    assert (later == bits(first.weights)) is (task is WHOLE)
+    assert (later == ended) is (task is WHOLE)
 
 
 @pytest.mark.parametrize("task", [WHOLE, STEPPED])
@@ -79,9 +81,10 @@ def test_evaluation_leaves_no_mark_on_training(task: Task) -> None:
     start = initial_weights(task, 1)
     runtime = TaskRuntime(task, "cpu")
     both = runtime.run(job(task), start)
+    ended = bits(both.weights)
     trained = runtime.run(job(task, mode=Mode.TRAIN), start)
+    assert bits(trained.weights) == ended
     judged = runtime.run(job(task, mode=Mode.EVALUATE), start)
-    assert bits(trained.weights) == bits(both.weights)
     assert judged.evaluate_metrics == both.evaluate_metrics
     assert (trained.evaluate_metrics, judged.train_metrics, judged.weights) == ({}, {}, None)
     assert [s.phase for s in both.stretches] == [Phase.PREPARE, Phase.EVALUATE, Phase.COMPUTE]
@@ -239,6 +242,27 @@ def test_weights_cross_to_the_gpu_and_back_unchanged(task: Task) -> None:
 
 
 @pytest.mark.gpu
+def test_trained_weights_leave_the_gpu_packed_as_the_model_has_them() -> None:
+    parameters: dict[str, Scalar] = {"memory_format": "channels_last", "lr": 0.0}
+    task = replace(
+        STEPPED,
+        model="fedmt_flower.tasks.models:resnet18",
+        data="fedmt_flower.tasks.data:synthetic",
+        parameters={"samples": 32, "in_channels": 3, "batch_size": 32, **parameters},
+    )
+    start = initial_weights(task, 1)
+    result = TaskRuntime(task, "cuda:0").run(job(task, mode=Mode.TRAIN), start)
+    assert isinstance(result.weights, Packed)
+    assert list(result.weights) == list(start)
+    for name, array in result.weights.items():
+        assert (array.dtype, array.shape) == (start[name].dtype, start[name].shape)
+        if name.endswith("weight"):
+            assert array.tobytes() == start[name].tobytes()
+        if name.endswith("tracked"):
+            assert array == start[name] + 1
+
+
+@pytest.mark.gpu
 def test_rounds_of_graphs_end_in_the_bits_of_plain_ones() -> None:
     """In one process, over rounds that bring their own weights, and after memory was given back."""
     task = replace(STEPPED, model="fedmt_flower.tasks.models:mlp", data="fedmt_flower.tasks.data:synthetic")
@@ -253,6 +277,6 @@ def test_rounds_of_graphs_end_in_the_bits_of_plain_ones() -> None:
         assert graphed.train_metrics == eager.train_metrics
         assert (eager.step, graphed.step, graphed.why_eager) == (StepKind.EAGER, StepKind.GRAPH, "")
         assert eager.weights is not None
-        weights = dict(eager.weights)
+        weights = {name: array.copy() for name, array in eager.weights.items()}
         if round_ == 2:
             fast.release()

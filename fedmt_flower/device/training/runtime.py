@@ -67,6 +67,11 @@ class TaskRuntime:
             Called after each step of a stepped task; true leaves the rest to another process, which has
             the state.
 
+        Returns
+        -------
+        JobResult
+            Its weights are in memory that the next job uses again: to keep them is to copy them.
+
         Raises
         ------
         HandedOver

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmt_flower.device.contract import Weights
+from fedmt_flower.device.ipc.packed import Packed, head, places, size_of
 
 
 class WeightCourier:
     """Carries weights into a model and out of it, by way of pinned memory if it lives on a GPU.
 
-    The pinned buffers are made once and kept: page-locking memory costs more than the copy.
+    That is one buffer, made once and kept, since page-locking memory costs more than the copy. The weights
+    lie packed in it, so that they leave the process as they are.
     """
 
     def __init__(self) -> None:
-        self._pinned: dict[str, Tensor] = {}
+        self._staging: _Staging | None = None
 
     def load(self, model: nn.Module, weights: Weights) -> None:
         """Copy `weights` into the state of `model`, cast to its dtypes.
@@ -35,16 +38,18 @@ class WeightCourier:
         for name, tensor in state.items():
             if tuple(weights[name].shape) != tuple(tensor.shape):
                 raise ValueError(_shape_problem("weights", name, tensor.shape, weights[name].shape))
+        hosts = self._staged(state).tensors if _on_gpu(state) else state
         with torch.no_grad():
             for name, tensor in state.items():
-                host = self._host(name, tensor)
-                np.copyto(host.numpy(), weights[name], casting="unsafe")
-                if host is not tensor:
-                    tensor.copy_(host, non_blocking=True)
+                np.copyto(hosts[name].numpy(), weights[name], casting="unsafe")
+                if hosts[name] is not tensor:
+                    tensor.copy_(hosts[name], non_blocking=True)
         check_finite("weights received", state)
 
     def read(self, model: nn.Module, expected: Mapping[str, torch.Size]) -> Weights:
         """The state of `model` as arrays of its dtypes, in its order.
+
+        They are the model's own, or those of the pinned buffer: whoever trains or loads next changes them.
 
         Raises
         ------
@@ -57,22 +62,50 @@ class WeightCourier:
             if state[name].shape != shape:
                 raise ValueError(_shape_problem("weights after training", name, shape, state[name].shape))
         check_finite("weights after training", state)
-        hosts = {name: self._host(name, tensor) for name, tensor in state.items()}
+        if not _on_gpu(state):
+            return {name: tensor.numpy() for name, tensor in state.items()}
+        staging = self._staged(state)
         for name, tensor in state.items():
-            if hosts[name] is not tensor:
-                hosts[name].copy_(tensor, non_blocking=True)
-        if any(tensor.is_cuda for tensor in state.values()):
-            torch.cuda.synchronize()
-        return {name: host.numpy().copy() for name, host in hosts.items()}
+            staging.tensors[name].copy_(tensor, non_blocking=True)
+        torch.cuda.synchronize()
+        return staging.weights
 
-    def _host(self, name: str, tensor: Tensor) -> Tensor:
-        if not tensor.is_cuda:
-            return tensor
-        kept = self._pinned.get(name)
-        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
-            kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._pinned[name] = kept
-        return kept
+    def _staged(self, state: Mapping[str, Tensor]) -> _Staging:
+        if self._staging is None or not self._staging.fits(state):
+            self._staging = None  # before the next is made: there need not be two
+            self._staging = _Staging(state)
+        return self._staging
+
+
+class _Staging:
+    """A pinned buffer in which a state lies packed: read as arrays, written as tensors."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        dtypes = {name: torch.empty(0, dtype=tensor.dtype).numpy().dtype for name, tensor in state.items()}
+        specs = [(name, dtypes[name], tuple(tensor.shape)) for name, tensor in state.items()]
+        start = head(specs)
+        buffer = torch.zeros(size_of(specs), dtype=torch.uint8, pin_memory=True)
+        buffer.numpy()[: len(start)] = np.frombuffer(start, np.uint8)
+        self.weights = Packed(buffer.numpy().data)
+        # Views of the one tensor, which tells torch's allocator of each copy to or from it.
+        self.tensors = {
+            place.name: buffer[place.offset : place.offset + self.weights[place.name].nbytes]
+            .view(state[place.name].dtype)
+            .view(place.shape)
+            for place in places(self.weights.data)
+        }
+
+    def fits(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether it was made for tensors of the same names, dtypes and shapes, in the same order."""
+        return _specs(state) == _specs(self.tensors)
+
+
+def _specs(state: Mapping[str, Tensor]) -> list[tuple[str, torch.dtype, torch.Size]]:
+    return [(name, tensor.dtype, tensor.shape) for name, tensor in state.items()]
+
+
+def _on_gpu(state: Mapping[str, Tensor]) -> bool:
+    return any(tensor.is_cuda for tensor in state.values())
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -109,11 +142,22 @@ def check_names(what: str, expected: Mapping[str, object], got: Mapping[str, obj
 def check_finite(what: str, state: Mapping[str, Tensor]) -> None:
     """Raise ValueError if a value of `state` is not finite; a GPU is waited for once."""
     floating = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
-    finite = [tensor.isfinite().all() for tensor in floating.values()]
-    if not finite or bool(torch.stack(finite).all()):
+    # No sum of absolute values is finite if one of them is not; the sums of all tensors take a few launches
+    # on a GPU, where looking at each of 500 takes thousands. One of large values overflows, though.
+    if not floating or all(bool(total.isfinite()) for total in _magnitudes(floating.values())):
         return
-    bad = [name for name, fine in zip(floating, finite, strict=True) if not fine]
-    raise ValueError(f"{what} are not finite: {_some(bad)}")
+    bad = [name for name, tensor in floating.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise ValueError(f"{what} are not finite: {_some(bad)}")
+
+
+def _magnitudes(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The sum of all absolute values, by device and dtype."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        alike[tensor.device, tensor.dtype].append(tensor)
+    for group in alike.values():
+        yield torch.stack(torch._foreach_norm(group, 1)).sum(dtype=torch.float64)
 
 
 def _shape_problem(what: str, name: str, expected: object, got: object) -> str:
