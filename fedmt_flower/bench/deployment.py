@@ -24,6 +24,10 @@ _LISTENING = "0A"
 """How the kernel's table of sockets calls one that listens."""
 
 
+class NotEnded(EngineError):
+    """A run goes on for longer than there is time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A SuperNode to be.
@@ -72,7 +76,7 @@ class Deployment:
         return self.environment["FLWR_HOME"]
 
     def run(self, files: Mapping[str, str], config: str, *, patience_s: float) -> None:
-        """Submit the app of these `files` and wait for its end; EngineError if that is not a good one."""
+        """Submit the app of these `files` and wait for its end; EngineError as `await_end`."""
         self.await_end(self.submit(files, config), patience_s)
 
     def submit(self, files: Mapping[str, str], config: str) -> str:
@@ -91,11 +95,11 @@ class Deployment:
         return str(answer["run-id"])
 
     def await_end(self, number: str, patience_s: float) -> None:
-        """Wait for the end of a run; EngineError if that is not a good one."""
+        """Wait for the end of a run; EngineError if that is not a good one, `NotEnded` if there is none."""
         deadline = time.monotonic() + patience_s
         while not (status := self._status(number)).startswith("finished"):
             if time.monotonic() > deadline:
-                raise EngineError(
+                raise NotEnded(
                     f"the federation had not ended after {patience_s:.0f} s: {self.errors(number)}"
                 )
             time.sleep(2)  # each look is a process of its own

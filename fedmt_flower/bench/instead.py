@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from fedmt_flower.bench import stock
-from fedmt_flower.bench.deployment import Deployment, deployed, partitions
+from fedmt_flower.bench.deployment import Deployment, NotEnded, deployed, partitions
 from fedmt_flower.bench.driver import Bench, memory_in_use
+from fedmt_flower.bench.failures import contained, require_samples
 from fedmt_flower.bench.federation import APP
 from fedmt_flower.bench.leftovers import left_bars, left_behind
 from fedmt_flower.bench.mixes import BATCH
-from fedmt_flower.bench.result import Bar, Json, Result
+from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
+from fedmt_flower.device.backends import facts
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.errors import EngineError
 
@@ -29,6 +33,10 @@ _SETTINGS = {
 _SITES = 2
 _GOAL = 4.0
 _PATIENCE_S = 560.0
+_FLOWER_S = 12.0
+"""What Flower itself takes for a round of its own strategy, at least: it tells whether there is time."""
+_FAST = {"precision": "bfloat16", "memory_format": "channels_last"}
+"""Beside the graphs that tasks take by themselves."""
 
 
 def settings(quick: bool) -> dict[str, Json]:
@@ -38,30 +46,32 @@ def settings(quick: bool) -> dict[str, Json]:
         if quick
         else {name: list(tasks) for name, tasks in _SETTINGS.items()},
         "overrides": ["allocation=sharing"] if quick else ["allocation=fedmt"],
-        "samples": 64 if quick else 50_000,
+        "step": {} if quick else _FAST,
+        "samples": 64 if quick else 20_000,
         "batch": 16 if quick else BATCH,
         "rounds": 1 if quick else 5,
-        "repeats": 1 if quick else 3,
+        "repeats": 1 if quick else 2,
         "quick": quick,
     }
 
 
 def run(bench: Bench) -> bool:
-    """Run each setting both ways, each time on a SuperLink and SuperNodes of its own."""
-    ways = {"instead": _one_by_one, "fedmt": _together}
-    cells = [f"{setting} | {way}" for setting in bench.settings["settings"] for way in ways]
-    repeats = int(bench.settings["repeats"])
-    memory = memory_in_use(bench.options)
+    """Run each setting both ways, each run on a SuperLink and SuperNodes of its own.
+
+    A task that two settings have is run alone once for both.
+    """
+    recorder, repeats = bench.recorder, int(bench.settings["repeats"])
+    cells = {setting: _cells(setting, tasks) for setting, tasks in bench.settings["settings"].items()}
+    expected_s = _FLOWER_S * float(bench.settings["rounds"])
     left: list[dict[str, Json]] = []
-    for cell, repeat in bench.recorder.interleave(cells, repeats):
-        setting, _, way = cell.partition(" | ")
-        with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
-            with deployed(Path(directory), partitions(_SITES)) as deployment:
-                values = ways[way](bench, deployment, setting)
-            left.append(left_behind(bench.options, ("FLWR_HOME", deployment.home), memory))
-        bench.recorder.add(cell, repeat, values)
+    for repeat in range(repeats):
+        for own in cells.values():  # one setting whole rather than a part of each
+            for cell, number in recorder.interleave(own, repeat + 1, expected_s=expected_s):
+                with contained(bench, cell):
+                    _take(bench, cell, number, left)
+    require_samples(bench)
     _judge(bench, left)
-    return bench.recorder.has_all(cells, repeats)
+    return all(recorder.has_all(own, repeats) for own in cells.values())
 
 
 def report(result: Result) -> str:
@@ -70,24 +80,60 @@ def report(result: Result) -> str:
         "| setting | a run for each task (s) | one run of all (s) | times as fast |",
         "|---|---:|---:|---:|",
     ]
-    for setting in result.settings["settings"]:
-        taken = [result.of(f"{setting} | {way}") for way in ("instead", "fedmt")]
-        if not all(taken):
-            continue
-        instead, fedmt = ([sample.values["seconds"] for sample in samples] for samples in taken)
-        both = f"{spread(instead).median:.1f} | {spread(fedmt).median:.1f}"
-        lines.append(f"| {setting} | {both} | {_gain(instead, fedmt).mean:.2f} |")
+    for setting, tasks in result.settings["settings"].items():
+        both = _seconds(result.samples, setting, tasks)
+        if both:
+            instead, fedmt = zip(*both, strict=True)
+            medians = f"{spread(instead).median:.1f} | {spread(fedmt).median:.1f}"
+            lines.append(f"| {setting} | {medians} | {_gain(both).mean:.2f} |")
+    step = result.settings["step"]
+    if step:
+        lines += [
+            "",
+            f"One run of all: {', '.join(step.values())}, steps captured as graphs; a run for each: plain.",
+        ]
     return "\n".join(lines)
 
 
-def _one_by_one(bench: Bench, deployment: Deployment, setting: str) -> dict[str, Json]:
-    """Seconds from the first submission to the last model; a run waits for the end of the one before."""
-    device = f"cuda:{bench.options.index}" if bench.options.backend is Backend.MPS else "cpu"
-    mark = deployment.directory / "mark"
-    began, runs = time.time(), {}
-    for task in bench.settings["settings"][setting]:
-        started = time.time()
-        mark.unlink(missing_ok=True)
+def _cells(setting: str, tasks: Sequence[str]) -> list[str]:
+    """What has to be run for a setting."""
+    return [*(f"{task} | alone" for task in tasks), f"{setting} | fedmt"]
+
+
+def _take(bench: Bench, cell: str, number: int, left: list[dict[str, Json]]) -> None:
+    """Run what has to be run for `cell` unless the time is up before it ends."""
+    name, _, way = cell.partition(" | ")
+    try:
+        values = (_alone if way == "alone" else _together)(bench, name, left)
+    except NotEnded:
+        if bench.recorder.left_s > 0:
+            raise
+    else:
+        bench.recorder.add(cell, number, values)
+
+
+@contextmanager
+def _deployed(bench: Bench, left: list[dict[str, Json]], settings: Mapping[str, str]) -> Iterator[Deployment]:
+    """A deployment; what it leaves goes to `left`, unless it was cut off."""
+    memory = memory_in_use(bench.options)
+    with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
+        with deployed(Path(directory), partitions(_SITES), settings=settings) as deployment:
+            yield deployment
+        left.append(left_behind(bench.options, ("FLWR_HOME", deployment.home), memory))
+
+
+def _patience_s(bench: Bench) -> float:
+    return min(_PATIENCE_S, max(0.0, bench.recorder.left_s))
+
+
+def _alone(bench: Bench, task: str, left: list[dict[str, Json]]) -> dict[str, Json]:
+    """Seconds from the submission of a task's own run to its last model, and to the end of its evaluation."""
+    device, settings = "cpu", {}
+    if bench.options.backend is Backend.MPS:
+        # By its name: CUDA may count GPUs in another order than NVML.
+        device, settings = "cuda:0", {"CUDA_VISIBLE_DEVICES": facts.gpu(bench.options.index).uuid}
+    with _deployed(bench, left, settings) as deployment:
+        mark = deployment.directory / "mark"
         config: dict[str, Json] = {
             "model": _model(bench, task),
             "rounds": bench.settings["rounds"],
@@ -98,58 +144,88 @@ def _one_by_one(bench: Bench, deployment: Deployment, setting: str) -> dict[str,
         }
         words = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
         files = {"pyproject.toml": stock.PROJECT, "stock_app.py": stock.APP}
-        deployment.run(files, words, patience_s=_PATIENCE_S)
+        began = time.time()
+        deployment.run(files, words, patience_s=_patience_s(bench))
         if not mark.exists():
             raise EngineError(f"the run of {task} ended without a model; its server aggregated nothing")
-        runs[task] = round(float(mark.read_text()) - started, 2)
-    return {"seconds": round(float(mark.read_text()) - began, 2), "runs": runs}
+        ended = mark.with_name(f"{mark.name}.end").read_text()
+        return {
+            "seconds": round(float(mark.read_text()) - began, 2),
+            "to_end_s": round(float(ended) - began, 2),
+        }
 
 
-def _together(bench: Bench, deployment: Deployment, setting: str) -> dict[str, Json]:
+def _together(bench: Bench, setting: str, left: list[dict[str, Json]]) -> dict[str, Json]:
     """Seconds from the submission of one run to the models of its last round of training."""
-    folder = deployment.directory / "run"
     tasks = bench.settings["settings"][setting]
     own = {"samples": bench.settings["samples"], "batch_size": bench.settings["batch"], "in_channels": 3}
-    overrides = [
-        f"tasks={setting}",
-        *(f"~tasks.{task}" for task in _SETTINGS[setting] if task not in tasks),
-        *(f"tasks.{task}.model={_model(bench, task)}" for task in tasks),
-        *(f"++tasks.{task}.parameters.{key}={value}" for task in tasks for key, value in own.items()),
-        *map(str, bench.settings["overrides"]),
-        f"device={bench.options.backend}",
-        f"device.index={bench.options.index}",
-        f"federation.sites={_SITES}",
-        f"federation.rounds={bench.settings['rounds']}",
-        f"folder={folder}",
-    ]
-    began = time.time()
-    deployment.run({"pyproject.toml": APP}, f'fedmt="{" ".join(overrides)}"', patience_s=_PATIENCE_S)
-    entries = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    own |= bench.settings["step"]
+    with _deployed(bench, left, {}) as deployment:
+        folder = deployment.directory / "run"
+        overrides = [
+            f"tasks={setting}",
+            *(f"~tasks.{task}" for task in _SETTINGS[setting] if task not in tasks),
+            *(f"tasks.{task}.model={_model(bench, task)}" for task in tasks),
+            *(f"++tasks.{task}.parameters.{key}={value}" for task in tasks for key, value in own.items()),
+            *map(str, bench.settings["overrides"]),
+            f"device={bench.options.backend}",
+            f"device.index={bench.options.index}",
+            f"federation.sites={_SITES}",
+            f"federation.rounds={bench.settings['rounds']}",
+            f"folder={folder}",
+        ]
+        began = time.time()
+        config = f'fedmt="{" ".join(overrides)}"'
+        deployment.run({"pyproject.toml": APP}, config, patience_s=_patience_s(bench))
+        entries = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     failed = [f"{entry['site']}, {entry['task']}: {entry['error']}" for entry in entries if entry["error"]]
     if failed:
         raise EngineError(f"setting {setting}: {failed[0]}")
     # The exchange that evaluates the last models begins when they are there.
     ended = min(entry["started"] for entry in entries if entry["final"])
-    return {"seconds": round(ended - began, 2), "backend": entries[0]["backend"]}
+    return {
+        "seconds": round(ended - began, 2),
+        "backend": entries[0]["backend"],
+        "rounds_s": _rounds_s(entries),
+        "steps": {entry["task"]: entry["step"] for entry in entries if not entry["final"]},
+    }
+
+
+def _rounds_s(entries: Sequence[Mapping[str, Json]]) -> list[float]:
+    """Seconds from the beginning of each round to that of the next."""
+    return [round(later - begun, 2) for begun, later in pairwise(sorted({e["started"] for e in entries}))]
 
 
 def _model(bench: Bench, task: str) -> str:
     return "lenet" if bench.settings["quick"] else task
 
 
-def _gain(instead: list[float], fedmt: list[float]) -> Spread:
-    return spread(one / other for one, other in zip(instead, fedmt, strict=False))
+def _seconds(samples: Sequence[Sample], setting: str, tasks: Sequence[str]) -> list[tuple[float, float]]:
+    """Of each whole repeat of a setting, the seconds of a run for each task and those of one run of all.
+
+    A run begins when the one before has ended, and the last one counts to its last model.
+    """
+    taken = {(sample.cell, sample.repeat): sample.values for sample in samples}
+    *cells, together = _cells(setting, tasks)
+    numbers = sorted(number for cell, number in taken if cell == together)
+    whole = [number for number in numbers if all((cell, number) in taken for cell in cells)]
+    found = []
+    for number in whole:
+        *before, last = (taken[cell, number] for cell in cells)
+        alone = sum(float(values["to_end_s"]) for values in before) + float(last["seconds"])
+        found.append((alone, float(taken[together, number]["seconds"])))
+    return found
+
+
+def _gain(both: Sequence[tuple[float, float]]) -> Spread:
+    return spread(instead / fedmt for instead, fedmt in both)
 
 
 def _judge(bench: Bench, left: Sequence[Mapping[str, Json]]) -> None:
-    taken: dict[str, list[float]] = {}
-    for sample in bench.recorder.samples:
-        taken.setdefault(sample.cell, []).append(sample.values["seconds"])
-    for setting in bench.settings["settings"]:
-        instead, fedmt = (taken.get(f"{setting} | {way}", []) for way in ("instead", "fedmt"))
-        if instead and fedmt:
+    for setting, tasks in bench.settings["settings"].items():
+        if both := _seconds(bench.recorder.samples, setting, tasks):
             bar = f"{setting}: a run for each task over one run of all"
-            bench.bars.append(Bar.at_least(bar, _GOAL, _gain(instead, fedmt)))
+            bench.bars.append(Bar.at_least(bar, _GOAL, _gain(both)))
     if left:
         most = {key: max((one[key] for one in left), default=0) for key in ("processes", "gpu_memory_bytes")}
         bench.bars += left_bars(most)

@@ -65,6 +65,7 @@ def main(grid, context):
     strategy.mark = config["mark"]
     model = getattr(models, config["model"])(in_channels=3)
     strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=config["rounds"])
+    Path(config["mark"] + ".end").write_text(str(time.time()))
 
 
 def prepared(message, context):

@@ -15,6 +15,7 @@ import numpy as np
 from fedmt_flower.bench.allocation_table import interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import chosen_budgets, makespan
+from fedmt_flower.bench.failures import contained, has_failed, require_samples
 from fedmt_flower.bench.mixes import SCHEMES, fast_step
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import spread
@@ -71,7 +72,9 @@ def run(bench: Bench) -> bool:
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine() as engine:
         federation = _Federation(bench, engine)
         chosen, warm = chosen_budgets(bench, Path(directory)), set[str]()
-        for cell, seed in recorder.interleave(schemes, seeds):
+        rounds = int(bench.settings["rounds"])
+
+        def take(cell: str, seed: int) -> dict[str, Json]:
             if cell == _STATIC:
                 allocation, rules = SCHEMES[federation.best_static()], Coordination()
             else:
@@ -80,8 +83,13 @@ def run(bench: Bench) -> bool:
             if cell not in warm and not bench.options.quick:
                 federation.train(allocation, rules, 0, rounds=_WARM_ROUNDS, fast=fast)
                 warm.add(cell)
-            rounds = int(bench.settings["rounds"])
-            recorder.add(cell, seed, federation.train(allocation, rules, seed, rounds=rounds, fast=fast))
+            return federation.train(allocation, rules, seed, rounds=rounds, fast=fast)
+
+        for cell, seed in recorder.interleave(schemes, seeds):
+            if not has_failed(bench, cell):
+                with contained(bench, cell):
+                    recorder.add(cell, seed, take(cell, seed))
+    require_samples(bench)
     bench.bars += _judge(recorder.samples, schemes)
     return recorder.has_all(schemes, seeds)
 
