@@ -51,11 +51,7 @@ class Head:
 
 
 class Elsewhere(Protocol):
-    """Where bytes can be put and read again."""
-
-    def put(self, data: memoryview) -> int:
-        """Keep `data`; the place where it is."""
-        ...
+    """Where bytes lie that are not in memory."""
 
     def read(self, place: int, size: int) -> memoryview:
         """A copy of what is there."""
@@ -63,26 +59,32 @@ class Elsewhere(Protocol):
 
 
 class Region:
-    """Bytes that hold the values of arrays: in memory until they are moved elsewhere."""
+    """Bytes that hold the values of arrays: in memory until they have been moved elsewhere."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._data: memoryview | None = memoryview(data)
-        self._elsewhere: Elsewhere | None = None
-        self._place = 0
+        self._elsewhere: tuple[Elsewhere, int] | None = None
         self.size = len(self._data)
+
+    @property
+    def data(self) -> memoryview | None:
+        """All of it, as long as it is in memory."""
+        return self._data
 
     def view(self, offset: int, size: int) -> memoryview:
         """The bytes there; writable only if they are a copy."""
-        if self._elsewhere is not None:
-            return self._elsewhere.read(self._place + offset, size)
-        assert self._data is not None
-        return self._data[offset : offset + size]
+        # Once: another thread may be moving them.
+        data = self._data
+        if data is not None:
+            return data[offset : offset + size]
+        assert self._elsewhere is not None
+        elsewhere, place = self._elsewhere
+        return elsewhere.read(place + offset, size)
 
-    def move(self, elsewhere: Elsewhere) -> None:
-        """Keep the bytes elsewhere from now on."""
-        if self._data is not None:
-            self._place = elsewhere.put(self._data)
-            self._elsewhere, self._data = elsewhere, None
+    def moved(self, elsewhere: Elsewhere, place: int) -> None:
+        """Say that from now on the bytes lie elsewhere."""
+        self._elsewhere = elsewhere, place
+        self._data = None
 
 
 class StoredArray(Array):

@@ -11,7 +11,7 @@ and writes, never packed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -143,7 +143,7 @@ def encode_answer(report: RoundReport, weights: Mapping[str, Weights], *, packed
     """A node's reply to a package, its arrays packed by task if they came so."""
     arrays = _array_entries(
         {
-            task: packing.pack(state) if packed and packing.can_pack(state) else to_record(state)
+            task: packing.cut(packing.pack(state)) if packed and packing.can_pack(state) else to_record(state)
             for task, state in weights.items()
         }
     )
@@ -295,33 +295,46 @@ def _name(positional: ArrayRecord, names: list[str]) -> ArrayRecord:
 # --- Keys and JSON ------------------------------------------------------------------------------------------
 
 
-def _array_entries(tasks: Mapping[str, ArrayRecord | Array]) -> ArrayRecord:
-    """One record of the arrays of all `tasks`: under ``task`` where they are packed, else ``task/name``."""
-    record = fill(ArrayRecord(), {task: one for task, one in tasks.items() if isinstance(one, Array)})
-    return flatten({task: one for task, one in tasks.items() if isinstance(one, ArrayRecord)}, record)
+def _array_entries(tasks: Mapping[str, ArrayRecord | Array | Sequence[Array]]) -> ArrayRecord:
+    """One record of the arrays of all `tasks`.
+
+    They are under ``task/name``, packed ones under ``task``, the further pieces of those under ``task/n``.
+    """
+    record = ArrayRecord()
+    for task, one in tasks.items():
+        if isinstance(one, ArrayRecord):
+            flatten({task: one}, record)
+            continue
+        first, *others = [one] if isinstance(one, Array) else one
+        fill(record, {task: first, **{f"{task}/{n}": piece for n, piece in enumerate(others, start=1)}})
+    return record
 
 
 def _task_arrays(
     what: str,
     content: RecordDict,
-    read_packed: Callable[[Array], T],
+    read_packed: Callable[..., T],
     read_single: Callable[[Mapping[str, Array]], T],
 ) -> dict[str, T]:
     """The inverse of `_array_entries`; FederationError, of `what`, if a task's arrays cannot be read."""
-    found = _array_record(content)
+    packed: dict[str, list[Array]] = {}
+    single: dict[str, Array] = {}
+    for key, array in _array_record(content).items():
+        if array.stype == packing.STYPE:
+            packed.setdefault(key.partition("/")[0], []).append(array)
+        else:
+            single[key] = array
     tasks: dict[str, T] = {}
-    for task, entries in split(found).items():
+    for task, entries in split(single).items():
         try:
             tasks[task] = read_single(entries)
         except ValueError as error:
             raise FederationError(f"{what}: task {task!r}, array {error}") from error
-    for task, array in found.items():
-        if "/" in task or array.stype != packing.STYPE:
-            continue
+    for task, pieces in packed.items():
         if task in tasks:
             raise FederationError(f"{what}: task {task!r} is there both packed and array by array")
         try:
-            tasks[task] = read_packed(array)
+            tasks[task] = read_packed(*pieces)
         except ValueError as error:
             raise FederationError(f"{what}: packed task {task!r}: {error}") from error
     return tasks

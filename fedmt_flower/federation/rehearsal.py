@@ -31,7 +31,6 @@ from fedmt_flower.domain.round import RoundReport, Status, TaskReport
 from fedmt_flower.federation import codec
 from fedmt_flower.federation.arrays import digest, to_record
 from fedmt_flower.federation.package import Hello
-from fedmt_flower.federation.packing import pack
 from fedmt_flower.federation.strategy import FedMT
 
 SERVERS = ("fedmt", "fedavg")
@@ -119,7 +118,8 @@ class _Replies(Grid):
         for kind in range(_KINDS):
             moved = {task: _moved(weights, kind + 1) for task, weights in models.items()}
             if packed:
-                update = codec.fill(ArrayRecord(), {task: pack(weights) for task, weights in moved.items()})
+                content = codec.encode_answer(self._report("", 1, 0), moved, packed=True)
+                update = content.array_records[codec.ARRAYS]
             else:
                 update = to_record(next(iter(moved.values())))
             self._updates.append(update)
@@ -152,7 +152,7 @@ class _Replies(Grid):
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
     def _reply(self, asked: Message) -> Message:
-        begin, cpu = time.monotonic(), time.process_time()
+        begin, cpu = time.monotonic(), time.thread_time()
         node = asked.metadata.dst_node_id
         kind = node % _KINDS
         trains = asked.metadata.message_type == MessageType.TRAIN
@@ -163,7 +163,7 @@ class _Replies(Grid):
         small = [*content.metric_records.values(), *content.config_records.values(), content, reply]
         contents = {one.object_id: one.deflate() for one in small} | (self._bytes[kind] if trains else {})
         self.made_s += time.monotonic() - begin
-        self.made_cpu_s += time.process_time() - cpu
+        self.made_cpu_s += time.thread_time() - cpu
         read = inflate_object_from_contents(reply.object_id, contents)
         assert isinstance(read, Message)
         return read
@@ -175,9 +175,18 @@ class _Replies(Grid):
         if not self._packed:
             return RecordDict({codec.METRICS: MetricRecord({_WEIGHTED: examples, "loss": 0.5})})
         trains = message_type == MessageType.TRAIN
-        report = RoundReport(
+        report = self._report(site, 1 if trains else 2, examples)
+        content = codec.encode_answer(report, {})
+        if trains:
+            metrics = {task: {_WEIGHTED: examples} for task in self._tasks}
+            content[codec.METRICS] = codec.flatten(metrics, MetricRecord())
+        del content[codec.ARRAYS]
+        return content
+
+    def _report(self, site: str, number: int, examples: int) -> RoundReport:
+        return RoundReport(
             site=site,
-            round=1 if trains else 2,
+            round=number,
             plan=RoundPlan(tasks=(), sharing=Sharing.CAPPED),
             tasks=tuple(
                 TaskReport(task=task, status=Status.DONE, train_examples=examples) for task in self._tasks
@@ -187,12 +196,6 @@ class _Replies(Grid):
             waited_s=0.0,
             wall_s=0.0,
         )
-        content = codec.encode_answer(report, {})
-        if trains:
-            metrics = {task: {_WEIGHTED: examples} for task in self._tasks}
-            content[codec.METRICS] = codec.flatten(metrics, MetricRecord())
-        del content[codec.ARRAYS]
-        return content
 
     def set_run(self, run: Any) -> None:
         """See `Grid`."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
-from typing import IO
+from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
 from flwr.app import ArrayRecord
 
 from fedmt_flower.federation.arrays import Region, StoredArray, raw_values, read_head
+from fedmt_flower.federation.shelf import Shelf
 
 _log = logging.getLogger("flwr.fedmt")
 
-IN_MEMORY_BYTES = 512 << 20
-"""What is kept in memory; to write a byte to a file and to read it took as long as to aggregate it twice."""
+IN_MEMORY_BYTES = 256 << 20
+"""What is kept in memory; half a gigabyte saved no time beside a file that is written meanwhile."""
 
 
 class Spool:
@@ -29,46 +28,40 @@ class Spool:
 
     def __init__(self, limit: int = IN_MEMORY_BYTES) -> None:
         self._left = limit
-        self._file: _File | None = None
+        self._shelf: Shelf | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
 
     def put(self, record: ArrayRecord) -> None:
-        """Have the values of `record` lie here; to whoever reads it, it is the same."""
+        """Have the values of `record` lie here; to whoever reads it, it is the same.
+
+        They are written while the caller goes on; at most one record waits for that.
+        """
         size = sum(read_head(array).size for array in record.values())
         if size <= self._left:
             self._left -= size
             return
         try:
-            self._file = self._file or _File()
-            for name, array in record.items():
-                if not isinstance(array, StoredArray):
-                    array = record[name] = StoredArray(read_head(array), Region(raw_values(array)), 0)
-                array.region.move(self._file)
+            self._shelf = self._shelf or Shelf()
         except OSError as error:
-            _log.warning("updates stay in memory: %s: %s", tempfile.gettempdir(), error)
+            _warn(error)
+            return
+        regions: dict[Region, None] = {}
+        for name, array in record.items():
+            if not isinstance(array, StoredArray):
+                array = record[name] = StoredArray(read_head(array), Region(raw_values(array)), 0)
+            regions[array.region] = None
+        if self._writing is not None:
+            self._writing.result()
+        self._writing = self._writer.submit(_move, list(regions), self._shelf)
 
 
-class _File:
-    """A file without a name, open for as long as anything is in it."""
+def _move(regions: list[Region], shelf: Shelf) -> None:
+    try:
+        shelf.put(regions)
+    except OSError as error:
+        _warn(error)
 
-    def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="fedmt-", buffering=0)  # noqa: SIM115
-        self._end = 0
 
-    def put(self, data: memoryview) -> int:
-        """See `Elsewhere`."""
-        place, done = self._end, 0
-        while done < len(data):
-            done += os.pwrite(self._file.fileno(), data[done:], place + done)
-        self._end += done
-        return place
-
-    def read(self, place: int, size: int) -> memoryview:
-        """See `Elsewhere`."""
-        out = memoryview(np.empty(size, np.uint8).data)
-        done = 0
-        while done < size:
-            got = os.preadv(self._file.fileno(), [out[done:]], place + done)
-            if not got:
-                raise OSError(f"a turn's file of updates ends at {place + done}, expected {size - done} more")
-            done += got
-        return out
+def _warn(error: OSError) -> None:
+    _log.warning("updates stay in memory: %s: %s", tempfile.gettempdir(), error)

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedmt_flower.domain.plan import RoundPlan, Sharing
 from fedmt_flower.domain.round import Mode, RoundReport, Status, TaskReport
 from fedmt_flower.errors import ConfigError, FederationError
-from fedmt_flower.federation import codec
+from fedmt_flower.federation import codec, packing
 from fedmt_flower.federation.arrays import to_record
 from fedmt_flower.federation.package import Hello, Part
 from fedmt_flower.federation.packing import pack
@@ -90,6 +90,16 @@ def test_a_packed_answer_is_the_answer() -> None:
     assert list(content["arrays"]) == ["seg", "text/words"]
     answer = codec.decode_answer(content)
     assert answer.arrays == {task: to_record(state) for task, state in states.items()}
+
+
+def test_a_long_packed_answer_comes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_LONGEST_PIECE", 1)
+    content = codec.encode_answer(REPORT, {"seg": STATES["seg"]}, packed=True)
+    assert list(content["arrays"]) == ["seg", *(f"seg/{n}" for n in range(1, len(STATES["seg"])))]
+    assert codec.decode_answer(content).arrays == {"seg": to_record(STATES["seg"])}
+    del content["arrays"]["seg/1"]
+    with pytest.raises(FederationError, match=r"reply: packed task 'seg': expected .* bytes or more"):
+        codec.decode_answer(content)
 
 
 def test_a_packed_task_that_cannot_be_read_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tracemalloc
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
+from fedmt_flower.federation import packing
 from fedmt_flower.federation.arrays import find_fault, spec_of, to_numpy, to_record, to_weights
-from fedmt_flower.federation.packing import STYPE, can_pack, pack, unpack
+from fedmt_flower.federation.packing import STYPE, can_pack, cut, pack, packed_in, unpack
 
 numbers = st.sampled_from(["<f2", "<f4", ">f8", "<i8", "|i1", "|u1", "|b1", "<c8", ">i4"]).map(np.dtype)
 models = st.dictionaries(
@@ -63,6 +65,17 @@ def test_packing_holds_one_copy() -> None:
         tracemalloc.stop()
 
 
+def test_what_is_packed_already_is_sent_as_it_lies() -> None:
+    ordinary = pack({"w": np.ones((64, 64)), "b": np.ones(3, np.float32)})
+    weights = packed_in(ordinary)
+    again = pack(weights)
+    assert np.shares_memory(np.frombuffer(again.data, np.uint8), weights["w"])
+    assert again.object_id == ordinary.object_id
+    arrived = pickle.loads(pickle.dumps(again))  # as Ray does
+    assert type(arrived) is Array
+    assert arrived == ordinary
+
+
 @pytest.mark.parametrize(
     "array", [np.array(["a"]), np.zeros(2, [("x", "f4")]), np.zeros(2, "M8[s]"), np.array([None])]
 )
@@ -76,6 +89,32 @@ def test_what_reads_a_packed_array_as_numbers_fails_by_name() -> None:
     for read in (packed.numpy, record.to_numpy_ndarrays):
         with pytest.raises(TypeError, match=r"'fedmt\.packed'"):
             read()
+
+
+def test_pieces_are_cut_between_arrays_and_share_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_LONGEST_PIECE", 300)
+    model = {str(size): np.arange(size, dtype=np.uint8) for size in (100, 1, 0, 700, 10, 299, 16, 150, 0)}
+    packed = pack(model)
+    cuts = cut(packed)
+    assert len(cuts) > 3
+    assert b"".join(piece.data for piece in cuts) == packed.data
+    assert all(np.shares_memory(np.frombuffer(packed.data), np.frombuffer(piece.data)) for piece in cuts)
+    for read in (to_weights(unpack(*cuts)), packed_in(*cuts)):
+        assert list(read) == list(model)
+        for name, array in read.items():
+            np.testing.assert_array_equal(array, model[name])
+            assert array.base is not None
+    assert cut(pack({"0": model["1"]})) == [pack({"0": model["1"]})]
+
+
+@pytest.mark.parametrize(("at", "line"), [(-16, "array 'w' is in two pieces"), (20, "its header is of")])
+def test_pieces_that_are_cut_elsewhere_are_refused(at: int, line: str) -> None:
+    data = pack({"v": np.ones(3), "w": np.ones(3)}).data
+    pieces = [Array(dtype="", shape=(), stype=STYPE, data=part) for part in (data[:at], data[at:])]
+    with pytest.raises(ValueError, match=line):
+        unpack(*pieces)
+    with pytest.raises(ValueError, match="bytes or more by its header"):
+        unpack(Array(dtype="", shape=(), stype=STYPE, data=data[:-16]))
 
 
 def of(header: bytes, data: bytes = b"", length: int | None = None) -> Array:

@@ -61,11 +61,14 @@ class Packed(Mapping[str, NDArray[Any]]):
         return len(self._arrays)
 
 
-def places(data: memoryview, longest_header: int = LONGEST_HEADER) -> list[Place]:
-    """Where the arrays lie that are packed in `data`; ValueError if it is not what its header says."""
-    size = len(data)
+def places(data: memoryview, longest_header: int = LONGEST_HEADER, size: int | None = None) -> list[Place]:
+    """Where the arrays lie that are packed in `data`; ValueError if it is not what its header says.
+
+    `data` may be the first of several pieces, which have `size` bytes together.
+    """
+    size = len(data) if size is None else size
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
-    if length > min(longest_header, size - _LENGTH_BYTES):
+    if length > min(longest_header, len(data) - _LENGTH_BYTES):
         raise ValueError(
             f"its header is of {length} bytes, expected at most {longest_header} and those there"
         )
