@@ -68,8 +68,9 @@ def run(command: Sequence[str]) -> NoReturn:
         listener.bind(str(address))
         listener.listen(_BACKLOG)
         lifeline, held = os.pipe()
+        # Named with the script, so that those who look for a ClientApp's process by its program find it.
         subprocess.Popen(
-            [sys.executable, "-m", __name__, str(listener.fileno()), str(directory)],
+            [sys.executable, "-m", __name__, str(listener.fileno()), str(script)],
             stdin=lifeline,
             pass_fds=[listener.fileno()],
         )
@@ -147,13 +148,13 @@ def _settle(asked: bytes, streams: Sequence[int]) -> None:
     sys.modules["numpy"].random.seed()
 
 
-def main(descriptor: str, directory: str) -> int | None:
+def main(descriptor: str, script: str) -> int | None:
     """The process that ClientApps are forked from, and each of them."""
     ignore_signals()
     program = _imported()
     if await_message(socket.socket(fileno=int(descriptor))):
         return program()
-    shutil.rmtree(directory)
+    shutil.rmtree(Path(script).parent)
     return 0
 
 

@@ -142,6 +142,7 @@ def deployed(place: Path, nodes: int) -> Iterator[Deployment]:
         for index, port in enumerate(runtimes):
             start(
                 f"supernode-{index}",
+                *("fedmt", "warm", "--"),
                 *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{http}"),
                 *("--host", "127.0.0.1", "--port", str(port)),
                 *("--node-config", f"partition-id={index} num-partitions={nodes}"),

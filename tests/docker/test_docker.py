@@ -92,7 +92,8 @@ def options(program: str) -> frozenset[str]:
 def commands(text: str) -> list[str]:
     """The commands of Flower's programs in the code blocks of a page."""
     blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE))
-    return [line for line in blocks.replace("\\\n", " ").splitlines() if line.startswith("flower-")]
+    lines = [line.removeprefix("fedmt warm -- ") for line in blocks.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("flower-")]
 
 
 def test_flower_knows_every_option_that_the_guide_gives() -> None:
@@ -108,6 +109,9 @@ def test_flower_knows_every_option_that_the_services_are_given() -> None:
     for file in FILES["tls"]:
         for name, service in yaml.safe_load((DOCKER / file).read_text())["services"].items():
             words = service.get("entrypoint", []) + service["command"]
+            if name.startswith("clientapp-") and "entrypoint" in service:
+                assert words[:3] == ["fedmt", "warm", "--"], name
+                words = words[3:]
             programs.setdefault(name, words[0])
             used = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert used <= options(programs[name]), name
