@@ -80,6 +80,23 @@ def test_arrays_outlive_the_file(file: int) -> None:
     np.testing.assert_array_equal(got["z.weight"], STATE["z.weight"])
 
 
+@pytest.mark.parametrize("size", [0, 1, 1 << 20])
+def test_a_draft_ends_as_long_as_its_content_and_sealed_whatever_was_expected(size: int, file: int) -> None:
+    with memory.Draft("test", size) as draft:
+        fd = draft.finish(STATE)
+        assert os.pread(fd, 2 << 20, 0) == os.pread(file, 2 << 20, 0)
+        assert list(memory.read(fd)) == list(STATE)
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
+
+
+def test_a_draft_that_comes_to_nothing_leaves_nothing() -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ValueError, match="object"), memory.Draft("test", 1 << 20) as draft:
+        draft.finish({"x": np.array([None])})
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_nobody_can_change_a_file_once_written(file: int) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(file, 0)

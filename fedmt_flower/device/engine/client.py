@@ -7,8 +7,9 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Final, NoReturn
@@ -103,12 +104,8 @@ class EngineClient:
             raise EngineError(f"site {order.site!r}, round {order.round}: no weights for {', '.join(absent)}")
         self._waiting = True
         try:
-            with ExitStack() as files:
-                sent = []
-                for name in names:
-                    sent.append(memory.write(name, weights[name]))
-                    files.callback(os.close, sent[-1])
-                received = self._ask(Run(order=order), sent)
+            with _written({name: weights[name] for name in names}) as files:
+                received = self._ask(Run(order=order), files)
             return self._follow(received, on_progress or _ignore)
         finally:
             if self._waiting:
@@ -221,6 +218,18 @@ def _keeper(pid: int) -> int:
         return parent.pid if parent and ENGINE in parent.cmdline() else 0
     except psutil.Error:
         return 0
+
+
+@contextmanager
+def _written(weights: Mapping[str, Weights]) -> Iterator[list[int]]:
+    """Memory files of `weights`, closed afterwards; written at once, since the kernel has pages to find."""
+    with ExitStack() as files:
+        with ThreadPoolExecutor(max(1, len(weights))) as writers:
+            writing = [writers.submit(memory.write, name, state) for name, state in weights.items()]
+            for one in writing:
+                if wait([one]) and one.exception() is None:
+                    files.callback(os.close, one.result())
+        yield [one.result() for one in writing]
 
 
 def _take(file: int) -> Weights:

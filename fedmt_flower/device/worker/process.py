@@ -88,7 +88,10 @@ def serve(channel: ToEngine) -> int:
             case Do(job=job):
                 measurer.forget()
                 where = f"site {job.site!r}, task {begin.task.name!r}"
-                _answer(channel, where, partial(_do, job, received.fds[0], runtime, relay, tell))
+                (weights,) = received.fds
+                # A model is as long after training as before.
+                size = os.fstat(weights).st_size if job.mode.trains else 0
+                _answer(channel, where, partial(_do, job, weights, runtime, relay, tell), size)
                 relay.forget()
             case Stand(job=job) as order:
                 measurer.forget()
@@ -141,25 +144,24 @@ def _do(job: Job, file: int, runtime: TaskRuntime, relay: Relay, on_progress: On
     return runtime.run(job, weights, on_progress, relay.between)
 
 
-def _answer(channel: ToEngine, where: str, work: Callable[[], JobResult | Standing]) -> None:
-    """Do `work` and send what came of it; a failure is one line, its traceback goes to the log."""
-    try:
-        came = work()
-        trained = came.weights if isinstance(came, JobResult) else None
-        update = None if trained is None else memory.write(where, trained)
-    except HandedOver:
-        return
-    except TaskError as error:
-        log.exception("%s failed", where)
-        channel.send(Failed(error=str(error)))
-        return
-    except Exception as error:
-        log.exception("%s failed", where)
-        channel.send(Failed(error=f"{where}: {describe(error)}"))
-        return
-    answer = Done(result=replace(came, weights=None)) if isinstance(came, JobResult) else came
-    if update is None:
-        channel.send(answer)
-        return
-    channel.send(answer, [update])
-    os.close(update)
+def _answer(channel: ToEngine, where: str, work: Callable[[], JobResult | Standing], size: int = 0) -> None:
+    """Do `work` and send what came of it, with weights of about `size` bytes.
+
+    A failure is one line, its traceback goes to the log.
+    """
+    with memory.Draft(where, size) as draft:
+        try:
+            came = work()
+            trained = came.weights if isinstance(came, JobResult) else None
+            files = [] if trained is None else [draft.finish(trained)]
+        except HandedOver:
+            return
+        except TaskError as error:
+            log.exception("%s failed", where)
+            channel.send(Failed(error=str(error)))
+            return
+        except Exception as error:
+            log.exception("%s failed", where)
+            channel.send(Failed(error=f"{where}: {describe(error)}"))
+            return
+        channel.send(Done(result=replace(came, weights=None)) if isinstance(came, JobResult) else came, files)
