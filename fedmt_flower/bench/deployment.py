@@ -20,6 +20,8 @@ from typing import Any
 from fedmt_flower.device.engine.connection import running
 from fedmt_flower.errors import EngineError
 
+_WARM = (sys.executable, "-m", "fedmt_flower", "warm", "--")
+_POLLING = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 _LISTENING = "0A"
 """How the kernel's table of sockets calls one that listens."""
 
@@ -139,6 +141,7 @@ def deployed(
     inside: tuple[str, ...] = (),
     host: str = "127.0.0.1",
     settings: Mapping[str, str] = MappingProxyType({}),
+    advised: bool = False,
 ) -> Iterator[Deployment]:
     """A SuperLink and SuperNodes in `directory`; with them end the engines that their ClientApps started.
 
@@ -148,6 +151,8 @@ def deployed(
         What goes before the SuperLink's command, and the address on which it listens there.
     settings
         What else all processes have in their environment.
+    advised
+        Whether messages start as this package's documentation advises: warm, and looked for each 0.1 s.
     """
     http, *ports = (_free_port() for _ in range(1 + len(nodes)))
     home = directory / "flwr"
@@ -156,6 +161,7 @@ def deployed(
         f'[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "127.0.0.1:{http}"\ninsecure = true\n'
     )
     devices = [str(directory / device) for device in dict.fromkeys(node.device for node in nodes)]
+    settings = {**_POLLING, **settings} if advised else settings
     marks = {"FLWR_HOME": str(home), "FEDMT_HOME": devices[0], "FLWR_TELEMETRY_ENABLED": "0", **settings}
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **marks, "PATH": search}
@@ -169,7 +175,8 @@ def deployed(
             _await_port(http, processes.enter_context(process))
             pids = []
             for number, (node, port) in enumerate(zip(nodes, ports, strict=True)):
-                words = ["flower-supernode", "--insecure", "--superlink", f"{node.superlink}:{http}"]
+                words = [*_WARM] if advised else []
+                words += ["flower-supernode", "--insecure", "--superlink", f"{node.superlink}:{http}"]
                 words += ["--host", "127.0.0.1", "--port", str(port), "--node-config", node.config]
                 places = {"FLWR_HOME": directory / node.home, "FEDMT_HOME": directory / node.device}
                 own = environment | {name: str(place) for name, place in places.items()}

@@ -58,7 +58,7 @@ def run(bench: Bench) -> bool:
     bench.recorder.clear()
     memory = memory_in_use(bench.options)
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
-        with deployed(Path(directory), partitions(_SITES)) as deployment:
+        with deployed(Path(directory), partitions(_SITES), advised=True) as deployment:
             began = time.monotonic()
             folder = Path(directory) / "run"
             overrides = (

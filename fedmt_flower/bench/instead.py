@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 from fedmt_flower.bench import stock
 from fedmt_flower.bench.deployment import Deployment, NotEnded, deployed, partitions
@@ -113,11 +114,17 @@ def _take(bench: Bench, cell: str, number: int, left: list[dict[str, Json]]) -> 
 
 
 @contextmanager
-def _deployed(bench: Bench, left: list[dict[str, Json]], settings: Mapping[str, str]) -> Iterator[Deployment]:
+def _deployed(
+    bench: Bench,
+    left: list[dict[str, Json]],
+    settings: Mapping[str, str] = MappingProxyType({}),
+    *,
+    advised: bool = False,
+) -> Iterator[Deployment]:
     """A deployment; what it leaves goes to `left`, unless it was cut off."""
     memory = memory_in_use(bench.options)
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
-        with deployed(Path(directory), partitions(_SITES), settings=settings) as deployment:
+        with deployed(Path(directory), partitions(_SITES), settings=settings, advised=advised) as deployment:
             yield deployment
         left.append(left_behind(bench.options, ("FLWR_HOME", deployment.home), memory))
 
@@ -160,7 +167,7 @@ def _together(bench: Bench, setting: str, left: list[dict[str, Json]]) -> dict[s
     tasks = bench.settings["settings"][setting]
     own = {"samples": bench.settings["samples"], "batch_size": bench.settings["batch"], "in_channels": 3}
     own |= bench.settings["step"]
-    with _deployed(bench, left, {}) as deployment:
+    with _deployed(bench, left, advised=True) as deployment:
         folder = deployment.directory / "run"
         overrides = [
             f"tasks={setting}",
