@@ -142,6 +142,10 @@ def _judge(bench: Bench) -> None:
             1.0,
             ratios("seconds", ("fedmt", compared), ("fedavg", compared)),
         ),
+        f"seconds of CPU at {compared} replies, FedMT's over FedAvg's": (
+            1.0,
+            ratios("cpu_s", ("fedmt", compared), ("fedavg", compared)),
+        ),
         f"memory at {compared} replies, FedMT's over FedAvg's": (
             _MEMORY_GOAL,
             ratios("grown_bytes", ("fedmt", compared), ("fedavg", compared)),

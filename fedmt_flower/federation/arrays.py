@@ -105,7 +105,7 @@ class StoredArray(Array):
             "head": head,
             "region": region,
             "_offset": offset,
-            "dtype": str(head.spec.dtype),
+            "dtype": _name(head.spec.dtype),
             "shape": head.spec.shape,
             "stype": STYPE,
         }
@@ -269,6 +269,10 @@ def _fault(array: Array, expected: ArraySpec) -> str:
 def _shaped(head: Head, values: memoryview) -> NDArray[Any]:
     flat = np.frombuffer(values, head.spec.dtype)
     return flat.reshape(head.spec.shape, order="F" if head.fortran else "C")
+
+
+_name = functools.lru_cache(maxsize=64)(str)
+"""A dtype's name, which numpy puts together anew each time."""
 
 
 @functools.lru_cache(maxsize=4096)

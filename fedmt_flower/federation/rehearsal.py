@@ -69,11 +69,15 @@ def rehearse(server: str, replies: int, models: Mapping[str, Weights]) -> Cost:
     if server == "fedmt":
         grid = _Replies(replies, models, packed=True)
         watch = _Watch(grid)
-        ends: list[tuple[float, float, int]] = []
+        ends: dict[int, tuple[float, float, int]] = {}
+
+        def look(_: str, number: int, __: ArrayRecord) -> None:
+            ends.setdefault(number, watch.read())
+
         results = FedMT({task: _fedavg() for task in models}, discover=True).start(
-            grid, records, num_rounds=1, on_round=lambda _: ends.append(watch.read())
+            grid, records, num_rounds=1, evaluate_fn=look
         )
-        seconds, cpu, grown = ends[0]
+        seconds, cpu, grown = ends[1]
         new = {task: result.arrays for task, result in results.items()}
         return Cost(seconds=seconds, cpu_s=cpu, grown_bytes=grown, digests=_digests(new))
     readings, new = [], {}

@@ -28,6 +28,9 @@ _BLOCK = 4096
 """Places and sizes of what goes past the cache are multiples of it."""
 
 _WINDOW_BYTES = 8 << 20
+_FIRST_BYTES = 1 << 20
+"""What a reader who has just begun to read on waits for."""
+
 _SLOW_BYTES_PER_S = 200e6
 """A disk below it is left to the cache, which may take what comes faster than the disk does."""
 
@@ -120,7 +123,7 @@ class Shelf:
         ahead, self._ahead = self._ahead, None
         window = ahead.result() if ahead else self._window
         if not window.since(place).size:
-            window = self._load(place, end)
+            window = self._load(place, min(end, place + _FIRST_BYTES))
         self._window, self._spare = window, self._window.pages
         following = window.start + window.size
         if following < end:

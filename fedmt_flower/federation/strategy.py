@@ -197,6 +197,7 @@ class FedMT(Strategy):
             timeout=timeout,
             join_timeout=self._join_timeout,
             seed=self._seed,
+            hashes=on_round is not None or self._checkpoint is not None,
         )
         _log.info("Starting FedMT, %d rounds:", num_rounds)
         self.summary()
@@ -283,6 +284,7 @@ class FedMT(Strategy):
                 join_timeout=self._join_timeout,
                 seed=self._seed,
                 packs=False,  # whoever drives the rounds may look into the messages
+                hashes=False,
             )
         rounds = self._merged
         given, settings = codec.split(arrays), codec.split(config)

@@ -55,12 +55,17 @@ class Turn:
     packs
         Whether arrays are packed for the nodes that can unpack them: only if nobody but this turn and the
         clients handles the messages.
+    hashes
+        Whether answers tell the hash of each update.
     """
 
-    def __init__(self, round_number: int, roster: Roster, tracks: Iterable[Track], *, packs: bool) -> None:
+    def __init__(
+        self, round_number: int, roster: Roster, tracks: Iterable[Track], *, packs: bool, hashes: bool
+    ) -> None:
         self._round = round_number
         self._roster = roster
         self._packs = packs
+        self._hashes = hashes
         self._packed: dict[str, tuple[ArrayRecord, ArrayRecord | Array | None]] = {}
         self._spool = Spool()
         self._specs: dict[str, Mapping[str, ArraySpec]] = {}
@@ -305,7 +310,8 @@ class Turn:
         records = reply.content.array_records
         if kind is Kind.TRAIN and len(records) == 1:
             (update,) = records.values()
-            self._updates[peer.node][task] = digest(update)
+            if self._hashes:
+                self._updates[peer.node][task] = digest(update)
             self._spool.put(update)
         self._replies.setdefault((task, kind), {})[peer.node] = reply
 

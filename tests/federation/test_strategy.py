@@ -24,7 +24,7 @@ from fedmt_flower import FedMT, Task, client_app
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.errors import ConfigError, FederationError
-from fedmt_flower.federation import packing
+from fedmt_flower.federation import packing, turn
 from fedmt_flower.federation.arrays import digest
 from fedmt_flower.federation.record import entries
 
@@ -149,6 +149,17 @@ def test_each_update_that_was_taken_is_told_with_its_hash(run: Run) -> None:
     assert written["site-2", "det"].train_examples == 64
     assert written["site-1", "det"].update == ""
     assert all(answer.updates == {} for answer in last.answers)
+
+
+def test_updates_are_hashed_only_for_who_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> str:
+        raise AssertionError("hashed")
+
+    monkeypatch.setattr(turn, "digest", refuse)
+    FedMT(run.strategies).start(run.grid, run.models, num_rounds=1)
+    assert all(spy.trained for spy in run.strategies.values())
+    with pytest.raises(AssertionError, match="hashed"):
+        run.start(rounds=1)
 
 
 def test_strategies_see_replies_of_their_own_task_by_site_name(run: Run) -> None:
