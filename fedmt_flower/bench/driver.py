@@ -57,6 +57,7 @@ DRIVERS = {
     "search-budgets": "how long it takes to choose budgets and batch sizes (Eq. 5)",
     "search-order": "how long it takes to choose the start order (Table II)",
     "server": "what a round costs the server as the federation grows",
+    "exchange": "Flower's own time in a deployed round",
     "streaming": "a site's round over a real network, by one message and by a SuperNode for each task",
 }
 """The benchmarks, the most important first."""
@@ -87,11 +88,12 @@ BUDGETS_S = {
     "search-budgets": 120.0,
     "search-order": 120.0,
     "server": 1200.0,
+    "exchange": 400.0,
     "streaming": 900.0,
 }
 """How long each takes samples if nothing else is said."""
 
-HOST = frozenset({"predict", "search-budgets", "search-order", "server", "streaming"})
+HOST = frozenset({"predict", "search-budgets", "search-order", "server", "exchange", "streaming"})
 """The benchmarks that use no device."""
 
 

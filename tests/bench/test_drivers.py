@@ -35,7 +35,9 @@ def run(name: str, out: Path, **changes: object) -> Result:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.deployment if name in {"federation", "instead"} else ())
+        pytest.param(
+            name, marks=pytest.mark.deployment if name in {"federation", "instead", "exchange"} else ()
+        )
         for name in DRIVERS
         if name != "streaming"  # tests/deployment/test_streaming.py
     ],
