@@ -40,7 +40,7 @@ def settings(quick: bool) -> dict[str, Json]:
         "models": list(MODELS),
         "replies": [3, 6] if quick else [10, _COMPARED, 300, 1000],
         "repeats": 1 if quick else 3,
-        "repeats above 100": 1,
+        "repeats of FedAvg above 100": 1,
         "quick": quick,
     }
 
@@ -52,13 +52,13 @@ def run(bench: Bench) -> bool:
         sizes = _save_models(models, quick=bool(bench.settings["quick"]))
         left_out = dict(_too_large(bench.settings["replies"], sizes))
         complete = True
-        for few, key in ((True, "repeats"), (False, "repeats above 100")):
-            cells = [
-                cell
-                for replies in bench.settings["replies"]
-                for server in ("fedmt", "fedavg")
-                if (replies <= _COMPARED) is few and (cell := f"{server} | {replies}") not in left_out
-            ]
+        groups: dict[str, list[str]] = {"repeats": [], "repeats of FedAvg above 100": []}
+        for replies in bench.settings["replies"]:
+            for server in ("fedmt", "fedavg"):
+                above = server == "fedavg" and replies > _COMPARED
+                if (cell := f"{server} | {replies}") not in left_out:
+                    groups["repeats of FedAvg above 100" if above else "repeats"].append(cell)
+        for key, cells in groups.items():
             repeats = int(bench.settings[key])
             for cell, repeat in bench.recorder.interleave(cells, repeats):
                 server, _, replies = cell.partition(" | ")
