@@ -60,6 +60,16 @@ class Case:
         planned = plan_device_round(self.request, self.predictor)
         return replace(planned, forecast=replace(planned.forecast, basis=self._basis()))
 
+    def at(self, budgets: Mapping[str, float]) -> Case:
+        """The case of the same round with each task's budget given, in per cent."""
+        problem = self.request.problem
+        given = replace(
+            problem,
+            levels=tuple((budgets[task.task],) for task in problem.tasks),
+            virtual_resource=(0.0, math.inf),
+        )
+        return replace(self, request=replace(self.request, problem=given, reallocates=False))
+
     def device_plan(self, planned: PlannedRound) -> DevicePlan:
         """`planned` for the device, which is told only the batch sizes that differ from a task's own."""
         own = {facts.features.task: facts.features.reference_batch for facts in self.tasks}

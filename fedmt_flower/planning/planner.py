@@ -107,6 +107,20 @@ class PlannedRound:
     balance: BatchPlan | None = None
 
 
+def pays(wished: PlannedRound, held: PlannedRound, problem: BudgetProblem) -> bool:
+    """Whether `wished`, which solves `problem`, is worth leaving the budgets of `held` for it.
+
+    It is if it promises more by more than the problem's caution, or if `held` is beyond its limit on R_v.
+    """
+    if sum(place.budget for place in held.plan.tasks) > problem.virtual_resource[1] + 1e-9:
+        return True
+    if problem.objective is Objective.MAKESPAN:
+        gain = held.forecast.makespan_s / wished.forecast.makespan_s
+    else:
+        gain = wished.chosen.score / held.chosen.score
+    return gain > 1.0 + problem.caution
+
+
 def plan_device_round(request: PlanRequest, model: ThroughputModel) -> PlannedRound:
     """Plan a round of one device: Eq. 6 and Eq. 5, then Algorithm 1.
 

@@ -32,6 +32,7 @@ from fedmt_flower.domain.round import Mode, RoundOrder, RoundReport, Status
 from fedmt_flower.domain.task import Task
 from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import ConfigError
+from fedmt_flower.planning.correction import Moderation
 
 State = Mapping[str, NDArray[Any]]
 MakeTask = Callable[..., Task]
@@ -126,6 +127,46 @@ def test_a_round_under_fedmt_has_a_forecast_that_its_reports_correct(
     assert ", ahead of it" not in planned[0]
     assert all(", ahead of it" in line for line in planned[1:])
     assert sum("alone: " in r.getMessage() for r in caplog.records) == 2
+
+
+def test_budgets_change_once_their_workers_are_warm(
+    play: Any, make_task: MakeTask, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [make_task("small", epochs=5), make_task("large", epochs=10)]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    # The first look then leaves no worker with a part of the device.
+    monkeypatch.setattr(Scout, "_seats", property(lambda scout: (CpuBackend().seat(100.0, Sharing.CAPPED),)))
+    monkeypatch.setattr(Moderation, "observed", lambda moderation, *_: replace(moderation, limit=150.0))
+
+    async def scene(device: Device) -> None:
+        order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT)
+        first = await device.run(order)
+        assert [place.budget for place in first.plan.tasks] == [100.0, 100.0]
+        known = {worker.pid for worker in device.pool.workers}
+        async with asyncio.timeout(60):
+            while len(device.pool.workers) == len(known) or any(w.busy for w in device.pool.workers):
+                await asyncio.sleep(0.05)
+        new = {worker.pid for worker in device.pool.workers} - known
+        second = await device.run(replace(order, round=2))
+        assert sum(place.budget for place in second.plan.tasks) <= 150.0
+        assert new <= {task.pid for task in second.tasks}
+        await device.planner.close()
+
+    play(scene)
+
+
+def test_a_limit_that_was_asked_for_is_kept_by_workers_that_must_start_first(
+    play: Any, make_task: MakeTask, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(Scout, "_seats", property(lambda scout: (CpuBackend().seat(100.0, Sharing.CAPPED),)))
+
+    async def scene(device: Device) -> None:
+        order = make_order(make_task("small", epochs=5), make_task("large", epochs=10), mode=Mode.TRAIN)
+        planned = await device.plan(replace(order, allocation=replace(FEDMT, virtual_resource=150.0)))
+        assert sum(place.budget for place in planned.plan.tasks) <= 150.0
+
+    play(scene)
 
 
 def test_a_plan_that_needs_no_rates_measures_nothing(

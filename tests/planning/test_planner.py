@@ -9,7 +9,7 @@ from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
 from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.budgets import BudgetProblem
-from fedmt_flower.planning.planner import PlanRequest, plan_device_round
+from fedmt_flower.planning.planner import PlanRequest, pays, plan_device_round
 from fedmt_flower.planning.workload import Workload
 from fedmt_flower.planning.xgboost_model import XGBoostModel
 
@@ -57,6 +57,25 @@ def test_overlap_shortens_the_round_and_flexible_most(request_: PlanRequest, fit
     assert spans[Overlap.FLEXIBLE] <= min(spans[Overlap.FIFO], spans[Overlap.WORKLOAD])
     assert spans[Overlap.FLEXIBLE] * 1.25 < spans[Overlap.OFF]
     assert spans[Overlap.FIFO] <= spans[Overlap.SERIAL] + 1e-9
+
+
+def test_budgets_are_left_for_what_promises_more_than_caution_asks_or_for_a_limit(
+    request_: PlanRequest, fitted: XGBoostModel
+) -> None:
+    problem = replace(request_.problem, caution=0.03)
+    held = plan_device_round(request_, fitted)
+
+    def promising(gain: float) -> bool:
+        forecast = replace(held.forecast, makespan_s=held.forecast.makespan_s / gain)
+        return pays(replace(held, forecast=forecast), held, problem)
+
+    assert not promising(1.02)
+    assert promising(1.04)
+    total = sum(place.budget for place in held.plan.tasks)
+    assert pays(held, held, replace(problem, virtual_resource=(0.0, total - 1.0)))
+    raw = replace(problem, objective=Objective.RAW)
+    assert not pays(held, held, raw)
+    assert pays(replace(held, chosen=replace(held.chosen, score=1.04 * held.chosen.score)), held, raw)
 
 
 def test_budgets_by_set_come_with_reallocation_only(request_: PlanRequest, fitted: XGBoostModel) -> None:

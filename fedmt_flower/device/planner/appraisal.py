@@ -124,6 +124,12 @@ def time_alone(job: Job, own: int, *, gpu: bool) -> Steps[float]:
     return rate
 
 
+def first_steps(job: Job, size: int, *, gpu: bool) -> Steps[None]:
+    """Have a stepped task take its first steps in its worker's seat, in batches of `size`."""
+    expect(Rehearsed, (yield _rehearsal(job, size, gpu)))
+    yield Rest(forget=True)
+
+
 def expect(kind: type[T], answer: object) -> T:
     """`answer`, which should be of that kind; TaskError if it is not."""
     if not isinstance(answer, kind):

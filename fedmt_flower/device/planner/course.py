@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -69,13 +69,17 @@ class Course:
             finished = finish_times(report, volumes)
             self._loads[report.site] = self._loads[report.site].finished(volumes, finished)
 
+    def budgets(self, tasks: Iterable[str]) -> dict[str, float]:
+        """The last budgets of `tasks` in per cent, 100 where there were none."""
+        return {task: self._budgets.get(task, 100.0) for task in tasks}
+
     def without_training(self, order: RoundOrder) -> RoundPlan:
         """The plan of a round that only evaluates: at the last budgets, at 100 % where there were none."""
         plan = unpredicted(order)
         if order.allocation.policy is not Policy.FEDMT:
             return plan
-        places = [replace(place, budget=self._budgets.get(place.task, 100.0)) for place in plan.tasks]
-        return replace(plan, tasks=tuple(places))
+        budgets = self.budgets(place.task for place in plan.tasks)
+        return replace(plan, tasks=tuple(replace(place, budget=budgets[place.task]) for place in plan.tasks))
 
     def with_the_others(self, order: RoundOrder, planned: DevicePlan) -> DevicePlan:
         """`planned`, with the tasks that only evaluate after those that it has."""

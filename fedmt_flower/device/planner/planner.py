@@ -15,12 +15,13 @@ from fedmt_flower.device.planner.course import Course, unpredicted
 from fedmt_flower.device.planner.models import Models
 from fedmt_flower.device.planner.scout import Known, Scout, file_sizes
 from fedmt_flower.device.processes.pool import Pool
+from fedmt_flower.domain.allocation import Policy
 from fedmt_flower.domain.plan import DevicePlan
 from fedmt_flower.domain.round import RoundOrder, RoundReport
-from fedmt_flower.errors import ConfigError
+from fedmt_flower.errors import ConfigError, FedMTError
 from fedmt_flower.planning.case import Case
 from fedmt_flower.planning.framing import needs_prediction
-from fedmt_flower.planning.planner import PlannedRound
+from fedmt_flower.planning.planner import PlannedRound, pays
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,10 @@ class Planner:
     A site's next round is planned while the present one runs, as if nothing changed. If what the round then
     shows moves the predictions by more than a little, it is planned anew before its order comes.
 
+    No round waits for workers to start, which takes seconds on a GPU, only because other budgets promise a
+    little more: tasks stay at those where they are warm until the others' workers are too, and these are
+    started, beside whatever runs, where they promise enough.
+
     Parameters
     ----------
     backend, pool
@@ -71,6 +76,13 @@ class Planner:
         self._scout = Scout(backend, pool)
         self._models = Models(backend.name)
         self._runs: OrderedDict[str, _Run] = OrderedDict()
+        self._preparing: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Call off what is being prepared for later rounds."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.wait({self._preparing})
 
     async def plan(self, order: RoundOrder, weights: Mapping[str, int]) -> DevicePlan:
         """How the device runs `order`; `weights` are the memory files of those tasks whose weights came.
@@ -106,6 +118,7 @@ class Planner:
             run.course.learn(report, known.tasks)
             if not known.unknown:
                 self._look_ahead(order, run, known)
+                self._prepare(order, run)
 
     async def _predicted(self, order: RoundOrder, run: _Run, known: Known) -> DevicePlan:
         began = time.monotonic()
@@ -116,12 +129,15 @@ class Planner:
         else:
             ahead = _ahead(case)
             planned = await ahead.planned
+        if held := self._held(order, run, planned):
+            planned = await asyncio.to_thread(ahead.case.at(held).solve)
         log.info(
-            "round %d of site %s planned in %.0f ms%s: %s",
+            "round %d of site %s planned in %.0f ms%s%s: %s",
             order.round,
             order.site,
             1e3 * (time.monotonic() - began),
             ", ahead of it" if in_time else "",
+            ", for workers that are warm" if held else "",
             _in_words(planned),
         )
         plan = run.course.with_the_others(order, ahead.case.device_plan(planned))
@@ -145,6 +161,37 @@ class Planner:
         ahead = run.ahead.get(order.site)
         if ahead is None or not ahead.case.serves(case):
             run.ahead[order.site] = _ahead(case)
+
+    def _held(self, order: RoundOrder, run: _Run, planned: PlannedRound) -> dict[str, float]:
+        """The budgets at which tasks wait that would be cold at those of `planned`; empty if they are not."""
+        wished = {place.task: place.budget for place in planned.plan.tasks}
+        if order.allocation.policy is not Policy.FEDMT or self._scout.are_warm(order, wished):
+            return {}
+        most = order.allocation.virtual_resource
+        for budgets in (run.course.budgets(wished), dict.fromkeys(wished, 100.0)):
+            allowed = most is None or sum(budgets.values()) <= most
+            if allowed and self._scout.are_warm(order, budgets):
+                return budgets
+        return {}
+
+    def _prepare(self, order: RoundOrder, run: _Run) -> None:
+        """Have workers started that the site's next round should have, one site's after the other."""
+        if self._preparing is None or self._preparing.done():
+            self._preparing = asyncio.create_task(self._warm(order, run))
+
+    async def _warm(self, order: RoundOrder, run: _Run) -> None:
+        ahead = run.ahead.get(order.site)
+        if ahead is None:
+            return
+        try:
+            wished = await ahead.planned
+            if held := self._held(order, run, wished):
+                stay = await asyncio.to_thread(ahead.case.at(held).solve)
+                if pays(wished, stay, ahead.case.request.problem):
+                    log.info("workers for later rounds of site %s: %s", order.site, _in_words(wished))
+                    await self._scout.warm(order, wished.plan.tasks)
+        except FedMTError as error:
+            log.info("nothing is prepared for site %s: %s", order.site, error)
 
     def _run(self, name: str) -> _Run:
         run = self._runs[name] = self._runs.pop(name, _Run())

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -20,6 +20,7 @@ from fedmt_flower.device.planner.appraisal import (
     examine,
     expect,
     facts_of,
+    first_steps,
     job_to_measure,
     time_alone,
     with_quarter,
@@ -30,7 +31,7 @@ from fedmt_flower.device.processes.worker_handle import WorkerHandle
 from fedmt_flower.device.profile.survey import PERCENTAGES, QUARTER, device_steps
 from fedmt_flower.domain.coordination import Batching
 from fedmt_flower.domain.device import Backend
-from fedmt_flower.domain.plan import Sharing
+from fedmt_flower.domain.plan import Sharing, TaskPlan
 from fedmt_flower.domain.profile import DeviceFeatures
 from fedmt_flower.domain.round import Assignment, RoundOrder, RoundReport
 from fedmt_flower.domain.task import Task, TaskKind
@@ -89,6 +90,7 @@ class Scout:
         self._examined: OrderedDict[str, Examined] = OrderedDict()
         self._met: OrderedDict[str, None] = OrderedDict()
         self._held: Mapping[int, int] = {}
+        self._starting = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def look(self, order: RoundOrder, sizes: Mapping[str, int], solo: Mapping[str, float]) -> Known:
         """What is known of the tasks that `order` trains, after measuring what is not.
@@ -131,6 +133,35 @@ class Scout:
             job = job_to_measure(order, assignment)
             found[assignment.task.name] = await self._appraise(order, assignment.task, job)
         return found
+
+    def are_warm(self, order: RoundOrder, budgets: Mapping[str, float]) -> bool:
+        """Whether every task of `order` that has one of `budgets` (%) has a worker waiting in its seat."""
+        return all(
+            self._pool.is_warm(order.run, assignment.task, self._capped(budgets[assignment.task.name]))
+            for assignment in order.assignments
+            if assignment.task.name in budgets
+        )
+
+    async def warm(self, order: RoundOrder, places: Sequence[TaskPlan]) -> None:
+        """Start the workers that tasks of `order` lack in `places`, and have them take first steps.
+
+        A worker that cannot is told of in the log: a round that needs one would start it.
+        """
+        cold = {p.task: p for p in places if not self.are_warm(order, {p.task: p.budget})}
+
+        async def start(assignment: Assignment, place: TaskPlan) -> None:
+            job, task = job_to_measure(order, assignment), assignment.task
+            seat = self._capped(place.budget)
+            async with self._starting, self._pool.worker(order.run, task, seat) as worker:
+                own = expect(Appraised, await worker.ask(Appraise(job=job))).batch
+                if task.kind is TaskKind.STEPPED:
+                    await carry(worker, first_steps(job, place.batch_size or own, gpu=self._on_gpu))
+
+        await self._side_by_side(
+            start(assignment, cold[assignment.task.name])
+            for assignment in order.assignments
+            if assignment.task.name in cold
+        )
 
     def saw(self, report: RoundReport) -> None:
         """Remember what the workers of a round still hold."""
@@ -202,10 +233,9 @@ class Scout:
 
     async def _warm_up(self, order: RoundOrder, training: Sequence[Assignment]) -> None:
         """Start the workers that will measure, and have them load what they need, side by side."""
-        turns = asyncio.Semaphore(os.cpu_count() or 1)
 
         async def start(assignment: Assignment, seat: Seat) -> None:
-            async with turns, self._pool.worker(order.run, assignment.task, seat) as worker:
+            async with self._starting, self._pool.worker(order.run, assignment.task, seat) as worker:
                 await worker.ask(Appraise(job=job_to_measure(order, assignment)))
 
         new = [
@@ -217,7 +247,10 @@ class Scout:
             _keep(self._met, _name(order, assignment.task), None)
         if new:
             self._tell(f"starting workers of {', '.join(assignment.task.name for assignment in new)}")
-        starts = [start(assignment, seat) for assignment in new for seat in self._seats]
+        await self._side_by_side(start(assignment, seat) for assignment in new for seat in self._seats)
+
+    async def _side_by_side(self, starts: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Run `starts` to their ends; what fails is for a round to tell."""
         for failure in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(failure, TaskError | EngineError):
                 log.info("not warmed up: %s", failure)
@@ -231,8 +264,11 @@ class Scout:
     @property
     def _seats(self) -> tuple[Seat, ...]:
         """Those of the whole device and of a quarter of it, if that is less."""
-        whole, quarter = (self._backend.seat(part, Sharing.CAPPED) for part in (100.0, QUARTER))
+        whole, quarter = self._capped(100.0), self._capped(QUARTER)
         return (whole,) if quarter.level == whole.level else (whole, quarter)
+
+    def _capped(self, budget: float) -> Seat:
+        return self._backend.seat(budget, Sharing.CAPPED)
 
     def _seat_of(self, run: str, task: Task) -> Seat:
         """The seat of the worker of `task` that was used last; the whole device if it has none."""

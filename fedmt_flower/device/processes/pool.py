@@ -85,12 +85,10 @@ class Pool:
         EngineError
             If no worker can be started, or the device takes no more of them.
         """
+        if (found := self._idle(run, task, seat)) is not None:
+            found.busy = True
+            return found
         task = replace(task, parameters={})
-        for worker in self._workers:
-            same = (worker.run, worker.task, worker.seat) == (run, task, seat)
-            if same and not worker.busy and worker.alive:
-                worker.busy = True
-                return worker
         async with self._making_room:
             await self._make_room(run)
             await self._free_memory(task)
@@ -102,6 +100,10 @@ class Pool:
             await self.discard(worker)
             raise
         return worker
+
+    def is_warm(self, run: str, task: Task, seat: Seat) -> bool:
+        """Whether `acquire` would not have to start a worker."""
+        return self._idle(run, task, seat) is not None
 
     def release(self, worker: WorkerHandle) -> None:
         """Keep `worker` for the next round."""
@@ -128,6 +130,11 @@ class Pool:
             *(self.discard(worker) if worker.busy else self._dismiss(worker) for worker in self._workers)
         )
         self._zygote.close()
+
+    def _idle(self, run: str, task: Task, seat: Seat) -> WorkerHandle | None:
+        wanted = (run, replace(task, parameters={}), seat)
+        fitting = (w for w in self._workers if (w.run, w.task, w.seat) == wanted)
+        return next((worker for worker in fitting if not worker.busy and worker.alive), None)
 
     async def _dismiss(self, worker: WorkerHandle) -> None:
         worker.busy = True
