@@ -59,7 +59,7 @@ def settings(quick: bool) -> dict[str, Json]:
         "rounds": 1 if quick else 6,
         "seeds": 1 if quick else 3,
         "batch": 32 if quick else 128,
-        "lr": 0.05,
+        "lr": 0.02,
         "sites": _SITES,
         "quick": quick,
     }
