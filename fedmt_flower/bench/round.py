@@ -43,7 +43,7 @@ def settings(quick: bool) -> dict[str, Json]:
         "repeats": 2 if quick else 3,
         # Seconds of a round in turn. The exhaustive search runs shorter ones, of the same volumes' ratio, and
         # the best of it are run whole beside the others.
-        "round_s": 0.05 if quick else 0.9,
+        "round_s": 0.05 if quick else 2.0,
         "searched_s": 0.03 if quick else 0.5,
         "finalists": 1 if quick else 3,
         "quick": quick,
