@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import time
@@ -31,7 +32,7 @@ STATE: dict[str, NDArray[Any]] = {
 def sealed(content: bytes) -> int:
     fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
     os.write(fd, content)
-    memory.fcntl.fcntl(fd, memory.fcntl.F_ADD_SEALS, memory._SEALS)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, memory._SEALS)
     return fd
 
 
@@ -127,6 +128,7 @@ def test_a_file_that_its_sender_can_change_is_refused() -> None:
         b'[["x", "<f4", [2]], ["y", "<f8", [2]]]',
         b'[["x", "<f4", [-1]]]',
         b'[["x", "<O", [1]]]',
+        b'[["x", "<,", [1]]]',
         b'[["x", "<f4", [1]], ["x", "<f4", [1]]]',
         b'[["x", "<f4", [140737488355328, 140737488355328]]]',
         b'[["x", "<f4", [1]], ["y", "|u1", [0, 281474976710655, 281474976710655]]]',

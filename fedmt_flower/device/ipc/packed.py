@@ -8,6 +8,7 @@ Offsets follow from the header and are not stated, so that no two statements can
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from mmap import mmap
 from typing import Annotated, Any, Final, NamedTuple
@@ -22,6 +23,7 @@ LONGEST_HEADER: Final = 32 << 20
 _ALIGNMENT = 16
 _KINDS = "biufc"
 _LENGTH_BYTES = 8
+_PLAIN = re.compile(r"[<>][iufc]\d\d?|\|[biu]1", re.ASCII)
 _SHOWN = 40
 _Entries = list[tuple[str, str, tuple[Annotated[int, msgspec.Meta(ge=0, lt=2**48)], ...]]]
 
@@ -128,13 +130,13 @@ def pieces(weights: Mapping[str, NDArray[Any]]) -> Iterator[bytes | memoryview]:
 
 
 def _dtype(text: str) -> np.dtype[Any]:
-    # The longest that is valid is as "<c16"; numpy also parses whole structures.
-    if len(text) <= 4:
+    # numpy itself would parse whole structures, and fails at some texts with a SyntaxError.
+    if _PLAIN.fullmatch(text):
         try:
             dtype = np.dtype(text)
         except TypeError:
             dtype = np.dtype(object)
-        if dtype.kind in _KINDS and dtype.str == text:
+        if dtype.str == text:
             return dtype
     raise ValueError(f"expected a dtype of plain numbers, got {text[:_SHOWN]!r}")
 
