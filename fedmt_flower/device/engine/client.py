@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -224,12 +224,15 @@ def _keeper(pid: int) -> int:
 def _written(weights: Mapping[str, Weights]) -> Iterator[list[int]]:
     """Memory files of `weights`, closed afterwards; written at once, since the kernel has pages to find."""
     with ExitStack() as files:
+
+        def write(name: str, state: Weights) -> int:
+            file = memory.write(name, state)
+            files.callback(os.close, file)
+            return file
+
         with ThreadPoolExecutor(max(1, len(weights))) as writers:
-            writing = [writers.submit(memory.write, name, state) for name, state in weights.items()]
-            for one in writing:
-                if wait([one]) and one.exception() is None:
-                    files.callback(os.close, one.result())
-        yield [one.result() for one in writing]
+            written = list(writers.map(write, weights, weights.values()))
+        yield written
 
 
 def _take(file: int) -> Weights:
