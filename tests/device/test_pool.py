@@ -121,6 +121,41 @@ def test_workers_leave_for_one_that_needs_their_memory(
     asyncio.run(story())
 
 
+class Broken(CpuBackend):
+    """A device that has failed until it is opened again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reason = "it broke"
+
+    def healthy(self) -> str:
+        return self.reason
+
+    def reopen(self) -> None:
+        self.reason = ""
+
+
+def test_a_worker_that_is_being_forked_does_not_outlive_the_devices_failure(
+    tmp_path: Path, make_task: Callable[..., Task]
+) -> None:
+    backend = Broken()
+
+    async def story() -> None:
+        pool = Pool(backend, tmp_path / "workers")
+        await pool.open()
+        starting = asyncio.create_task(pool.acquire("run", make_task("a"), backend.seat(100, Sharing.CAPPED)))
+        await asyncio.sleep(0)
+        assert not pool.workers
+        await pool.refresh()
+        assert not backend.reason
+        await asyncio.wait({starting})
+        assert starting.exception() is None or isinstance(starting.exception(), EngineError)
+        assert not pool.workers
+        await pool.close()
+
+    asyncio.run(story())
+
+
 def test_a_call_that_is_cancelled_leaves_no_worker_behind(
     tmp_path: Path, make_task: Callable[..., Task]
 ) -> None:

@@ -117,12 +117,16 @@ class Pool:
         await worker.end()
 
     async def refresh(self) -> None:
-        """Begin anew with the device if it has failed; to be called between rounds."""
+        """Begin anew with the device if it has failed; to be called between rounds.
+
+        Workers that are being started for later rounds end with the others.
+        """
         reason = self._backend.healthy()
         if reason:
             log.error("%s; starting again", reason)
-            await asyncio.gather(*(self.discard(worker) for worker in self._workers))
-            self._backend.reopen()
+            async with self._making_room:  # else one that is being forked would outlive the device's failure
+                await asyncio.gather(*(self.discard(worker) for worker in self._workers))
+                self._backend.reopen()
 
     async def close(self) -> None:
         """Let idle workers leave, end the others, and end the zygote."""
