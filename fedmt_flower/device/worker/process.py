@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -91,7 +92,10 @@ def serve(channel: ToEngine) -> int:
                 (weights,) = received.fds
                 # A model is as long after training as before.
                 size = os.fstat(weights).st_size if job.mode.trains else 0
-                _answer(channel, where, partial(_do, job, weights, runtime, relay, tell), size)
+                try:
+                    _answer(channel, where, partial(_do, job, weights, runtime, relay, tell), size)
+                finally:
+                    os.close(weights)
                 relay.forget()
             case Stand(job=job) as order:
                 measurer.forget()
@@ -137,11 +141,7 @@ def take_seat(seat: Seat) -> None:
 
 
 def _do(job: Job, file: int, runtime: TaskRuntime, relay: Relay, on_progress: OnProgress) -> JobResult:
-    try:
-        weights = memory.read(file)
-    finally:
-        os.close(file)
-    return runtime.run(job, weights, on_progress, relay.between)
+    return runtime.run(job, memory.read(file), on_progress, relay.between)
 
 
 def _answer(channel: ToEngine, where: str, work: Callable[[], JobResult | Standing], size: int = 0) -> None:
@@ -149,8 +149,9 @@ def _answer(channel: ToEngine, where: str, work: Callable[[], JobResult | Standi
 
     A failure is one line, its traceback goes to the log.
     """
-    with memory.Draft(where, size) as draft:
+    with ExitStack() as drafts:
         try:
+            draft = drafts.enter_context(memory.Draft(where, size))
             came = work()
             trained = came.weights if isinstance(came, JobResult) else None
             files = [] if trained is None else [draft.finish(trained)]
