@@ -88,9 +88,11 @@ def play(tmp_path: Path, weights: State) -> Callable[[Callable[[Device], Awaitab
         async def perform() -> None:
             pool = Pool(CpuBackend(), tmp_path / "workers")
             await pool.open()
+            device = Device(pool, weights)
             try:
-                await scene(Device(pool, weights))
+                await scene(device)
             finally:
+                await device.planner.close()
                 await pool.close()
 
         asyncio.run(perform())
@@ -150,7 +152,33 @@ def test_budgets_change_once_their_workers_are_warm(
         second = await device.run(replace(order, round=2))
         assert sum(place.budget for place in second.plan.tasks) <= 150.0
         assert new <= {task.pid for task in second.tasks}
-        await device.planner.close()
+
+    play(scene)
+
+
+def test_nothing_is_measured_beside_workers_that_are_being_prepared(
+    play: Any, make_task: MakeTask, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(Scout, "_seats", property(lambda scout: (CpuBackend().seat(100.0, Sharing.CAPPED),)))
+    monkeypatch.setattr(Moderation, "observed", lambda moderation, *_: replace(moderation, limit=150.0))
+
+    async def scene(device: Device) -> None:
+        tasks = [make_task("small", epochs=5), make_task("large", epochs=10)]
+        order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT)
+        await device.run(order)
+        async with asyncio.timeout(60):
+            while not any(worker.busy for worker in device.pool.workers):
+                await asyncio.sleep(0.01)
+        look, busy = Scout.look, list[bool]()
+
+        async def watched(scout: Scout, *arguments: Any) -> Known:
+            busy.append(any(worker.busy for worker in device.pool.workers))
+            return await look(scout, *arguments)
+
+        monkeypatch.setattr(Scout, "look", watched)
+        await device.plan(replace(make_order(make_task("new"), mode=Mode.TRAIN), allocation=FEDMT))
+        assert busy == [False]
 
     play(scene)
 

@@ -101,6 +101,8 @@ class Planner:
         # Sizes matter to an emulated link, which a site of several nodes has not.
         names = (assignment.task.name for assignment in order.assignments)
         sizes = dict.fromkeys(names, 0) if order.lane else file_sizes(weights)
+        if not self._scout.has_met(order):
+            await self.close()  # rates that are measured beside other work would be wrong in every round
         known = await self._scout.look(order, sizes, run.course.experience.solo)
         run.remember(order.site, known)
         if known.unknown:

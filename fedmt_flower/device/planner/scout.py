@@ -104,10 +104,11 @@ class Scout:
         solo
             Solo rates in samples/s of tasks that cannot be measured alone, as far as rounds have shown them.
         """
-        training = [assignment for assignment in order.assignments if assignment.mode.trains]
-        await self._warm_up(order, training)
+        await self._warm_up(order)
         tasks, unknown = [], {}
-        for assignment in training:
+        for assignment in order.assignments:
+            if not assignment.mode.trains:
+                continue
             name = assignment.task.name
             try:
                 async with asyncio.timeout(order.deadline_s or _PATIENCE_S):
@@ -133,6 +134,10 @@ class Scout:
             job = job_to_measure(order, assignment)
             found[assignment.task.name] = await self._appraise(order, assignment.task, job)
         return found
+
+    def has_met(self, order: RoundOrder) -> bool:
+        """Whether `look` has been at all stepped tasks that `order` trains; others it does not measure."""
+        return not self._new(order)
 
     def are_warm(self, order: RoundOrder, budgets: Mapping[str, float]) -> bool:
         """Whether every task of `order` that has one of `budgets` (%) has a worker waiting in its seat."""
@@ -231,18 +236,23 @@ class Scout:
         async with self._pool.worker(run, task, seat) as worker:
             return await carry(worker, steps)
 
-    async def _warm_up(self, order: RoundOrder, training: Sequence[Assignment]) -> None:
+    def _new(self, order: RoundOrder) -> list[Assignment]:
+        return [
+            assignment
+            for assignment in order.assignments
+            if assignment.mode.trains
+            and assignment.task.kind is TaskKind.STEPPED
+            and _name(order, assignment.task) not in self._met
+        ]
+
+    async def _warm_up(self, order: RoundOrder) -> None:
         """Start the workers that will measure, and have them load what they need, side by side."""
 
         async def start(assignment: Assignment, seat: Seat) -> None:
             async with self._starting, self._pool.worker(order.run, assignment.task, seat) as worker:
                 await worker.ask(Appraise(job=job_to_measure(order, assignment)))
 
-        new = [
-            assignment
-            for assignment in training
-            if assignment.task.kind is TaskKind.STEPPED and _name(order, assignment.task) not in self._met
-        ]
+        new = self._new(order)
         for assignment in new:
             _keep(self._met, _name(order, assignment.task), None)
         if new:
