@@ -121,6 +121,32 @@ def test_workers_leave_for_one_that_needs_their_memory(
     asyncio.run(story())
 
 
+def test_a_worker_that_was_told_to_leave_goes_where_waiting_for_it_is_called_off(
+    tmp_path: Path, make_task: Callable[..., Task]
+) -> None:
+    backend = CpuBackend()
+    backend.max_workers = 1
+    seat = backend.seat(100, Sharing.CAPPED)
+
+    async def story() -> None:
+        pool = Pool(backend, tmp_path / "workers")
+        await pool.open()
+        first = await pool.acquire("run", make_task("a"), seat)
+        pool.release(first)
+        os.kill(first.pid, signal.SIGSTOP)  # it does not listen
+        second = asyncio.create_task(pool.acquire("run", make_task("b"), seat))
+        await asyncio.sleep(0.1)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        async with asyncio.timeout(1):
+            assert await first.ended == "was killed by SIGKILL"
+        assert not pool.workers
+        await pool.close()
+
+    asyncio.run(story())
+
+
 class Broken(CpuBackend):
     """A device that has failed until it is opened again."""
 

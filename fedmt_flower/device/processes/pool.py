@@ -142,7 +142,11 @@ class Pool:
 
     async def _dismiss(self, worker: WorkerHandle) -> None:
         worker.busy = True
-        await worker.leave()
+        try:
+            await worker.leave()
+        except BaseException:
+            await self.discard(worker)  # called off, but nobody else would end it
+            raise
 
     async def _make_room(self, run: str) -> None:
         """Let idle workers leave: those of runs long silent, and the least used of a full device."""
