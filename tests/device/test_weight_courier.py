@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedmt_flower.device.training.weights import WeightCourier, arrays_of, check_finite
+from fedmt_flower.device.training.weights import WeightCourier, arrays_of, check_finite, state_of
 
 STATE = {
     "wide": torch.tensor([1e300, -1e300], dtype=torch.float64),
@@ -37,3 +37,11 @@ def test_trained_weights_are_the_models_own_until_somebody_copies_them() -> None
     courier.load(model, {name: array + 1 for name, array in start.items()})
     for name, array in read.items():
         assert (array == start[name] + 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_what_no_array_can_hold_is_named(dtype: torch.dtype) -> None:
+    model = torch.nn.Module()
+    model.register_buffer("scale", torch.zeros(2, dtype=dtype))
+    with pytest.raises(ValueError, match=f"^state_dict entry 'scale' is {dtype} .*, which no array can hold"):
+        state_of(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -114,13 +115,22 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise ValueError(f"state_dict entry {name!r} is a {type(value).__name__}, expected a tensor")
-        if value.dtype is torch.bfloat16 or value.is_quantized or value.layout is not torch.strided:
+        if value.layout is not torch.strided or not _is_in_numpy(value.dtype):
             raise ValueError(
                 f"state_dict entry {name!r} is {value.dtype} ({value.layout}), which no array can hold; "
                 "keep the weights in float32 and use autocast for lower precision"
             )
         state[name] = value.detach()
     return state
+
+
+@functools.cache
+def _is_in_numpy(dtype: torch.dtype) -> bool:
+    try:
+        torch.empty(0, dtype=dtype).numpy()
+    except TypeError:
+        return False
+    return True
 
 
 def arrays_of(model: nn.Module) -> dict[str, NDArray[Any]]:
