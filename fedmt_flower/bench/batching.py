@@ -12,7 +12,6 @@ from typing import Final
 from fedmt_flower.bench.allocation_table import interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, computed, makespan
-from fedmt_flower.bench.failures import contained, require_samples
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_tasks
 from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
@@ -68,15 +67,14 @@ def run(bench: Bench) -> bool:
         expected_s = 0.0
         if not recorder.has_all(["rounds"], repeats):
             # Workers get warm with their data, and planners see what there is.
-            with contained(bench, "warming up"):
+            with bench.part("warming up"):
                 expected_s = sum(makespan(take(*one)) for one in order)
         for cell, repeat in recorder.interleave(["rounds"], repeats, expected_s=expected_s):
             values: dict[str, Json] = {}
-            with contained(bench, f"repeat {repeat}"):
+            with bench.part(f"repeat {repeat}"):
                 for name, batching, device in shuffled(order, repeat):
                     values[f"{name} | {batching} | {device}"] = _values(take(name, batching, device), batch)
                 recorder.add(cell, repeat, values)
-    require_samples(bench)
     bench.bars += _judge(_rows(recorder.samples, bench.settings))
     return recorder.has_all(["rounds"], repeats)
 

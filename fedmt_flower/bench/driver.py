@@ -177,7 +177,7 @@ class Part(Protocol):
 class Bench:
     """One run of one driver.
 
-    `facts` and `bars` are the driver's to fill.
+    `facts` and `bars` are the driver's to fill; `failed` has what ended each part that failed.
     """
 
     def __init__(self, name: str, options: Options, settings: dict[str, Json], machine: Machine) -> None:
@@ -186,6 +186,7 @@ class Bench:
         self.settings = settings
         self.machine = machine
         self.facts: dict[str, Json] = {}
+        self.failed: dict[str, str] = {}
         self.bars: list[Bar] = []
         self.folder = options.out / machine.kind
         deadline = time.monotonic() + options.budget_s
@@ -217,26 +218,29 @@ class Bench:
                     "seconds": round(profiler.starting_s, 1),
                 }
 
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Let an EngineError end this part only; the first of each is kept for the record."""
+        try:
+            yield
+        except EngineError as error:
+            log.error("%s, %s: %s", self.name, name, error)
+            self.failed.setdefault(name, str(error))
+
     def in_parts(
         self, profiler: Profiler, names: Sequence[str], part: Callable[[Bench, Profiler, str], Part]
     ) -> bool:
         """Take one part after the other, each with workers of its own, since all would not fit the memory.
 
-        Each has its share of the time; whether nothing is missing then. What ends a part is told among the
-        facts, and does not end the others.
+        Each has its share of the time; whether nothing is missing then.
         """
-        complete, failed = True, dict[str, Json]()
+        complete = True
         for name, until in self.recorder.shares(names):
-            try:
-                complete &= part(self, profiler, name).run(until)
-            except EngineError as error:
-                log.error("%s, %s: %s", self.name, name, error)
-                complete, failed[name] = False, str(error)
+            whole = False
+            with self.part(name):
+                whole = part(self, profiler, name).run(until)
+            complete &= whole
             profiler.begin_anew()
-        if failed:
-            if len(failed) == len(names):
-                raise EngineError(f"{self.name}: no part of it could be measured; last: {failed[names[-1]]}")
-            self.facts["failed"] = failed
         return complete
 
     @contextmanager
@@ -294,7 +298,7 @@ def measure(name: str, options: Options, tell: Callable[[str], None]) -> Result:
     ConfigError
         If there is no such benchmark, or it cannot resume.
     EngineError
-        If the device cannot be used.
+        If the device cannot be used, or what failed left no sample.
     """
     driver = load_driver(name)
     machine = this_machine(None if options.backend is Backend.CPU else options.index)
@@ -302,6 +306,11 @@ def measure(name: str, options: Options, tell: Callable[[str], None]) -> Result:
     bench = Bench(name, options, settings, machine)
     tell(f"{name}: {driver.CLAIM}; on {machine.gpu or 'CPUs'}, at most {options.budget_s:.0f} s")
     complete = driver.run(bench)
+    if bench.failed:
+        if not bench.recorder.samples:
+            part, error = next(iter(bench.failed.items()))
+            raise EngineError(f"{name}: nothing could be measured; {part}: {error}")
+        bench.facts["failed"] = bench.failed
     result = Result(
         name=name,
         claim=driver.CLAIM,

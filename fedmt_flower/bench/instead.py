@@ -14,7 +14,6 @@ from types import MappingProxyType
 from fedmt_flower.bench import stock
 from fedmt_flower.bench.deployment import Deployment, NotEnded, deployed, partitions
 from fedmt_flower.bench.driver import Bench, memory_in_use
-from fedmt_flower.bench.failures import contained, require_samples
 from fedmt_flower.bench.federation import APP
 from fedmt_flower.bench.leftovers import left_bars, left_behind
 from fedmt_flower.bench.mixes import BATCH
@@ -68,9 +67,8 @@ def run(bench: Bench) -> bool:
     for repeat in range(repeats):
         for own in cells.values():  # one setting whole rather than a part of each
             for cell, number in recorder.interleave(own, repeat + 1, expected_s=expected_s):
-                with contained(bench, cell):
+                with bench.part(cell):
                     _take(bench, cell, number, left)
-    require_samples(bench)
     _judge(bench, left)
     return all(recorder.has_all(own, repeats) for own in cells.values())
 

@@ -14,7 +14,6 @@ import numpy as np
 from fedmt_flower.bench.allocation_table import SETTINGS, interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, compute_span, makespan
-from fedmt_flower.bench.failures import contained, require_samples
 from fedmt_flower.bench.mixes import BATCH, synthetic_tasks
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
@@ -69,13 +68,12 @@ def run(bench: Bench) -> bool:
             parts[_SWEEP] = sum(phased_s) / 4  # two kinds once, beside five kinds thrice
         for name, until in bench.recorder.shares(list(parts), weights=list(parts.values())):
             whole = False
-            with contained(bench, name):
+            with bench.part(name):
                 if name == _SWEEP:
                     whole = settings[_SWEPT].sweep()
                 else:
                     whole = settings[name].run(ratios[name], until)
             complete &= whole
-    require_samples(bench)
     bench.bars += _judge(bench.recorder.samples, ratios)
     if swept := _sweep(bench.recorder.samples):
         bench.picture(_picture(swept))

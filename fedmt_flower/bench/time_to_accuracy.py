@@ -15,7 +15,6 @@ import numpy as np
 from fedmt_flower.bench.allocation_table import interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import chosen_budgets, makespan
-from fedmt_flower.bench.failures import contained, has_failed, require_samples
 from fedmt_flower.bench.mixes import SCHEMES, fast_step
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import spread
@@ -86,10 +85,9 @@ def run(bench: Bench) -> bool:
             return federation.train(allocation, rules, seed, rounds=rounds, fast=fast)
 
         for cell, seed in recorder.interleave(schemes, seeds):
-            if not has_failed(bench, cell):
-                with contained(bench, cell):
+            if cell not in bench.failed:
+                with bench.part(cell):
                     recorder.add(cell, seed, take(cell, seed))
-    require_samples(bench)
     bench.bars += _judge(recorder.samples, schemes)
     return recorder.has_all(schemes, seeds)
 

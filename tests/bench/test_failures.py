@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from fedmt_flower.bench import driver
 from fedmt_flower.bench.driver import Bench, Options
-from fedmt_flower.bench.failures import contained, has_failed, require_samples
-from fedmt_flower.bench.result import this_machine
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.errors import EngineError
 
 
-def test_a_part_that_fails_leaves_the_others(tmp_path: Path) -> None:
+def test_a_part_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = {"light"}
+
+    def run(bench: Bench) -> bool:
+        for name in ("heavy", "light"):
+            for error in ("out of memory", "the engine has gone"):
+                with bench.part(name):
+                    if name not in works:
+                        raise EngineError(error)
+                    bench.recorder.add(name, 0, {})
+        return False
+
+    stand_in = SimpleNamespace(CLAIM="", settings=lambda quick: {}, run=run)
+    monkeypatch.setattr(driver, "load_driver", lambda name: stand_in)
     options = Options(backend=Backend.CPU, out=tmp_path, budget_s=60.0, command="")
-    bench = Bench("overlap", options, {}, this_machine(None))
-    require_samples(bench)
-    for error in ("out of memory", "the engine has gone"):
-        with contained(bench, "heavy"):
-            raise EngineError(error)
-    assert has_failed(bench, "heavy")
-    assert not has_failed(bench, "light")
-    with pytest.raises(EngineError, match="nothing could be measured; heavy: out of memory"):
-        require_samples(bench)
-    bench.recorder.add("light", 0, {})
-    require_samples(bench)
-    assert bench.facts == {"failed": {"heavy": "out of memory"}}
+    result = driver.measure("overlap", options, lambda line: None)
+    assert result.facts == {"failed": {"heavy": "out of memory"}}
+    works.clear()
+    with pytest.raises(EngineError, match=r"^overlap: nothing could be measured; heavy: out of memory$"):
+        driver.measure("overlap", options, lambda line: None)
