@@ -156,6 +156,30 @@ def test_budgets_change_once_their_workers_are_warm(
     play(scene)
 
 
+def test_a_round_that_must_start_workers_does_so_without_others_in_the_same_seats(
+    play: Any, make_task: MakeTask, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(Scout, "_seats", property(lambda scout: (CpuBackend().seat(100.0, Sharing.CAPPED),)))
+    monkeypatch.setattr(Moderation, "observed", lambda moderation, *_: replace(moderation, limit=100.0))
+
+    async def scene(device: Device) -> None:
+        tasks = [make_task("small", epochs=5), make_task("large", epochs=10)]
+        order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT)
+        await device.run(order)
+        async with asyncio.timeout(60):
+            while not any(worker.busy for worker in device.pool.workers):
+                await asyncio.sleep(0.01)
+        for worker in device.pool.workers:
+            if not worker.busy:  # as if others had needed its memory
+                await device.pool.discard(worker)
+        await device.run(replace(order, round=2))
+        seated = [(worker.task.name, worker.seat.level) for worker in device.pool.workers]
+        assert len(seated) == len(set(seated)) == 2
+
+    play(scene)
+
+
 def test_nothing_is_measured_beside_workers_that_are_being_prepared(
     play: Any, make_task: MakeTask, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,8 @@ class Planner:
             planned = await ahead.planned
         if held := self._held(order, run, planned):
             planned = await asyncio.to_thread(ahead.case.at(held).solve)
+        elif not self._scout.are_warm(order, _budgets(planned)):
+            await self.close()  # the round starts what it lacks; there need not be two workers in a seat
         log.info(
             "round %d of site %s planned in %.0f ms%s%s: %s",
             order.round,
@@ -166,7 +168,7 @@ class Planner:
 
     def _held(self, order: RoundOrder, run: _Run, planned: PlannedRound) -> dict[str, float]:
         """The budgets at which tasks wait that would be cold at those of `planned`; empty if they are not."""
-        wished = {place.task: place.budget for place in planned.plan.tasks}
+        wished = _budgets(planned)
         if order.allocation.policy is not Policy.FEDMT or self._scout.are_warm(order, wished):
             return {}
         most = order.allocation.virtual_resource
@@ -208,6 +210,10 @@ def _ahead(case: Case) -> _Ahead:
     # Nobody may ever ask for it.
     planned.add_done_callback(lambda done: done.cancelled() or done.exception())
     return _Ahead(case, planned)
+
+
+def _budgets(planned: PlannedRound) -> dict[str, float]:
+    return {place.task: place.budget for place in planned.plan.tasks}
 
 
 def _in_words(planned: PlannedRound) -> str:
