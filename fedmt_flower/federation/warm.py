@@ -52,12 +52,34 @@ def run(command: Sequence[str]) -> NoReturn:
     Raises
     ------
     ConfigError
-        If there is no command, or it or Flower's program for a message is not on the PATH.
+        If there is no command, it or Flower's program for a message is not on the PATH, or the directory
+        for temporary files cannot be used.
     """
     if not command:
         raise ConfigError("no program given: fedmt warm -- flower-superexec …")
     program, cold = (_found(name) for name in (command[0], _PROGRAM))
     directory = Path(tempfile.mkdtemp(prefix="fedmt-warm-"))
+    try:
+        lifeline = _start(directory, cold)
+    except OSError as error:
+        shutil.rmtree(directory)
+        raise ConfigError(f"{directory}: {error}; set TMPDIR to a short path with room") from error
+    os.set_inheritable(lifeline, True)
+    os.environ["PATH"] = f"{directory}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.execv(program, list(command))
+
+
+def _found(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise ConfigError(
+            f"{name!r} is not on the PATH; activate the environment in which Flower is installed"
+        )
+    return found
+
+
+def _start(directory: Path, cold: str) -> int:
+    """Start the process that forks, its launcher in `directory`; the end of its lifeline to be held."""
     address = directory / "socket"
     words = [sys.executable, "-IS", launcher.__file__, str(address), cold]
     script = directory / _PROGRAM
@@ -74,18 +96,7 @@ def run(command: Sequence[str]) -> NoReturn:
             stdin=lifeline,
             pass_fds=[listener.fileno()],
         )
-    os.set_inheritable(held, True)
-    os.environ["PATH"] = f"{directory}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.execv(program, list(command))
-
-
-def _found(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise ConfigError(
-            f"{name!r} is not on the PATH; activate the environment in which Flower is installed"
-        )
-    return found
+    return held
 
 
 def _imported() -> Callable[[], int | None]:
@@ -154,7 +165,8 @@ def main(descriptor: str, script: str) -> int | None:
     program = _imported()
     if await_message(socket.socket(fileno=int(descriptor))):
         return program()
-    shutil.rmtree(Path(script).parent)
+    # A service that clears /tmp may have been there before.
+    shutil.rmtree(Path(script).parent, ignore_errors=True)
     return 0
 
 

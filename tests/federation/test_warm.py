@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,6 +96,17 @@ def test_a_program_starts_flowers_own_client_warm_and_leaves_nothing(tmp_path: P
     while list(tmp_path.glob("fedmt-warm-*")):
         assert time.monotonic() < deadline, "its directory is still there"
         time.sleep(0.05)
+
+
+def test_a_directory_that_is_too_deep_for_a_socket_is_named_and_left_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(ConfigError, match=r"x/fedmt-warm-.*too long; set TMPDIR"):
+        warm.run(["true"])
+    assert list(deep.iterdir()) == []
 
 
 @pytest.mark.parametrize(("command", "named"), [([], "no program"), (["flower-supernod"], "flower-supernod")])
