@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +27,11 @@ from fedmt_flower import FedMT, Task, client_app
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.history import FederationRound
 from fedmt_flower.errors import ConfigError, FederationError
-from fedmt_flower.federation import packing, turn
+from fedmt_flower.federation import packing, spool, turn
 from fedmt_flower.federation.arrays import digest
 from fedmt_flower.federation.record import entries
+from fedmt_flower.federation.shelf import Shelf
+from fedmt_flower.federation.spool import Spool
 
 INLINE = DeviceSettings(backend=Backend.INLINE)
 Models = Callable[[], dict[str, ArrayRecord]]
@@ -160,6 +165,28 @@ def test_updates_are_hashed_only_for_who_is_told(run: Run, monkeypatch: pytest.M
     assert all(spy.trained for spy in run.strategies.values())
     with pytest.raises(AssertionError, match="hashed"):
         run.start(rounds=1)
+
+
+def test_a_rounds_updates_are_let_go_with_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelves: weakref.WeakSet[Shelf] = weakref.WeakSet()
+    kept: list[int] = []
+
+    class Watched(Shelf):
+        def __init__(self) -> None:
+            super().__init__()
+            shelves.add(self)
+
+    monkeypatch.setattr(turn, "Spool", partial(Spool, limit=0))
+    monkeypatch.setattr(spool, "Shelf", Watched)
+    strategies = {name: FedAvg() for name in run.tasks}
+    gc.disable()
+    try:
+        FedMT(strategies).start(
+            run.grid, run.models, num_rounds=2, on_round=lambda _: kept.append(len(shelves))
+        )
+    finally:
+        gc.enable()
+    assert kept == [0, 0, 0]
 
 
 def test_strategies_see_replies_of_their_own_task_by_site_name(run: Run) -> None:
