@@ -30,38 +30,33 @@ class Spool:
         self._left = limit
         self._shelf: Shelf | None = None
         self._writer = ThreadPoolExecutor(max_workers=1)
-        self._writing: Future[None] | None = None
+        self._writing: Future[bool] | None = None
 
     def put(self, record: ArrayRecord) -> None:
         """Have the values of `record` lie here; to whoever reads it, it is the same.
 
-        They are written while the caller goes on; at most one record waits for that.
+        They are written while the caller goes on; at most one record waits for that. Once the disk has no
+        room, what comes stays in memory.
         """
         size = sum(read_head(array).size for array in record.values())
         if size <= self._left:
             self._left -= size
             return
-        try:
-            self._shelf = self._shelf or Shelf()
-        except OSError as error:
-            _warn(error)
+        if self._writing is not None and not self._writing.result():
             return
         regions: dict[Region, None] = {}
         for name, array in record.items():
             if not isinstance(array, StoredArray):
                 array = record[name] = StoredArray(read_head(array), Region(raw_values(array)), 0)
             regions[array.region] = None
-        if self._writing is not None:
-            self._writing.result()
-        self._writing = self._writer.submit(_move, list(regions), self._shelf)
+        self._writing = self._writer.submit(self._move, list(regions))
 
-
-def _move(regions: list[Region], shelf: Shelf) -> None:
-    try:
-        shelf.put(regions)
-    except OSError as error:
-        _warn(error)
-
-
-def _warn(error: OSError) -> None:
-    _log.warning("updates stay in memory: %s: %s", tempfile.gettempdir(), error)
+    def _move(self, regions: list[Region]) -> bool:
+        """Have `regions` lie in the file; whether there was room for them."""
+        try:
+            self._shelf = self._shelf or Shelf()
+            self._shelf.put(regions)
+        except OSError as error:
+            _log.warning("updates stay in memory: %s: %s", tempfile.gettempdir(), error)
+            return False
+        return True

@@ -105,11 +105,13 @@ def test_a_disk_that_is_full_leaves_them_in_memory(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    spool, record = Spool(limit=0), plain()
+    spool, records = Spool(limit=0), [plain(), plain(), plain()]
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    spool.put(record)
-    assert record == plain()
-    assert "updates stay in memory" in caplog.text
+    for record in records:
+        spool.put(record)
+    assert records == [plain()] * 3
+    # Once, not for each of a hundred sites.
+    assert caplog.text.count("updates stay in memory") == 1
 
 
 def test_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
