@@ -70,7 +70,9 @@ def run(command: Sequence[str]) -> NoReturn:
 
 
 def _found(name: str) -> str:
-    found = shutil.which(name)
+    # Scripts of an environment that is not activated lie beside its Python.
+    places = os.pathsep.join((os.environ.get("PATH", ""), str(Path(sys.executable).parent)))
+    found = shutil.which(name, path=places)
     if found is None:
         raise ConfigError(
             f"{name!r} is not on the PATH; activate the environment in which Flower is installed"

@@ -92,7 +92,7 @@ def play(tmp_path: Path, weights: State) -> Callable[[Callable[[Device], Awaitab
             try:
                 await scene(device)
             finally:
-                await device.planner.close()
+                await device.planner.call_off()
                 await pool.close()
 
         asyncio.run(perform())

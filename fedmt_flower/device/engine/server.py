@@ -125,7 +125,7 @@ class Server:
                 client.cancel()
             await asyncio.gather(*self._clients, return_exceptions=True)
         finally:
-            await self._planner.close()
+            await self._planner.call_off()
             await self._pool.close()
             self._backend.close()
 

@@ -78,7 +78,7 @@ class Planner:
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         self._preparing: asyncio.Task[None] | None = None
 
-    async def close(self) -> None:
+    async def call_off(self) -> None:
         """Call off what is being prepared for later rounds."""
         if self._preparing is not None:
             self._preparing.cancel()
@@ -102,7 +102,7 @@ class Planner:
         names = (assignment.task.name for assignment in order.assignments)
         sizes = dict.fromkeys(names, 0) if order.lane else file_sizes(weights)
         if not self._scout.has_met(order):
-            await self.close()  # rates that are measured beside other work would be wrong in every round
+            await self.call_off()  # rates that are measured beside other work would be wrong in every round
         known = await self._scout.look(order, sizes, run.course.experience.solo)
         run.remember(order.site, known)
         if known.unknown:
@@ -134,7 +134,7 @@ class Planner:
         if held := self._held(order, run, planned):
             planned = await asyncio.to_thread(ahead.case.at(held).solve)
         elif not self._scout.are_warm(order, _budgets(planned)):
-            await self.close()  # the round starts what it lacks; there need not be two workers in a seat
+            await self.call_off()  # the round starts what it lacks; there need not be two workers in a seat
         log.info(
             "round %d of site %s planned in %.0f ms%s%s: %s",
             order.round,
