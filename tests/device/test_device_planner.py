@@ -131,13 +131,24 @@ def test_a_round_under_fedmt_has_a_forecast_that_its_reports_correct(
     assert sum("alone: " in r.getMessage() for r in caplog.records) == 2
 
 
+@pytest.fixture
+def only_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first look at tasks on two CPUs that leaves no worker with a part of them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(Scout, "_seats", property(lambda scout: (CpuBackend().seat(100.0, Sharing.CAPPED),)))
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not reached():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("only_whole")
 def test_budgets_change_once_their_workers_are_warm(
     play: Any, make_task: MakeTask, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = [make_task("small", epochs=5), make_task("large", epochs=10)]
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    # The first look then leaves no worker with a part of the device.
-    monkeypatch.setattr(Scout, "_seats", property(lambda scout: (CpuBackend().seat(100.0, Sharing.CAPPED),)))
     monkeypatch.setattr(Moderation, "observed", lambda moderation, *_: replace(moderation, limit=150.0))
 
     async def scene(device: Device) -> None:
@@ -145,31 +156,29 @@ def test_budgets_change_once_their_workers_are_warm(
         first = await device.run(order)
         assert [place.budget for place in first.plan.tasks] == [100.0, 100.0]
         known = {worker.pid for worker in device.pool.workers}
-        async with asyncio.timeout(60):
-            while len(device.pool.workers) == len(known) or any(w.busy for w in device.pool.workers):
-                await asyncio.sleep(0.05)
+        # Idle workers are no sign of the end: one may be ready before the next has been forked.
+        assert device.planner._preparing is not None
+        await asyncio.wait_for(device.planner._preparing, 60)
         new = {worker.pid for worker in device.pool.workers} - known
         second = await device.run(replace(order, round=2))
         assert sum(place.budget for place in second.plan.tasks) <= 150.0
+        assert new
         assert new <= {task.pid for task in second.tasks}
 
     play(scene)
 
 
+@pytest.mark.usefixtures("only_whole")
 def test_a_round_that_must_start_workers_does_so_without_others_in_the_same_seats(
     play: Any, make_task: MakeTask, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(Scout, "_seats", property(lambda scout: (CpuBackend().seat(100.0, Sharing.CAPPED),)))
     monkeypatch.setattr(Moderation, "observed", lambda moderation, *_: replace(moderation, limit=100.0))
 
     async def scene(device: Device) -> None:
         tasks = [make_task("small", epochs=5), make_task("large", epochs=10)]
         order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT)
         await device.run(order)
-        async with asyncio.timeout(60):
-            while not any(worker.busy for worker in device.pool.workers):
-                await asyncio.sleep(0.01)
+        await until(lambda: any(worker.busy for worker in device.pool.workers))
         for worker in device.pool.workers:
             if not worker.busy:  # as if others had needed its memory
                 await device.pool.discard(worker)
@@ -180,20 +189,17 @@ def test_a_round_that_must_start_workers_does_so_without_others_in_the_same_seat
     play(scene)
 
 
+@pytest.mark.usefixtures("only_whole")
 def test_nothing_is_measured_beside_workers_that_are_being_prepared(
     play: Any, make_task: MakeTask, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(Scout, "_seats", property(lambda scout: (CpuBackend().seat(100.0, Sharing.CAPPED),)))
     monkeypatch.setattr(Moderation, "observed", lambda moderation, *_: replace(moderation, limit=150.0))
 
     async def scene(device: Device) -> None:
         tasks = [make_task("small", epochs=5), make_task("large", epochs=10)]
         order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT)
         await device.run(order)
-        async with asyncio.timeout(60):
-            while not any(worker.busy for worker in device.pool.workers):
-                await asyncio.sleep(0.01)
+        await until(lambda: any(worker.busy for worker in device.pool.workers))
         look, busy = Scout.look, list[bool]()
 
         async def watched(scout: Scout, *arguments: Any) -> Known:
@@ -207,11 +213,10 @@ def test_nothing_is_measured_beside_workers_that_are_being_prepared(
     play(scene)
 
 
+@pytest.mark.usefixtures("only_whole")
 def test_a_limit_that_was_asked_for_is_kept_by_workers_that_must_start_first(
-    play: Any, make_task: MakeTask, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+    play: Any, make_task: MakeTask, make_order: MakeOrder
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(Scout, "_seats", property(lambda scout: (CpuBackend().seat(100.0, Sharing.CAPPED),)))
 
     async def scene(device: Device) -> None:
         order = make_order(make_task("small", epochs=5), make_task("large", epochs=10), mode=Mode.TRAIN)

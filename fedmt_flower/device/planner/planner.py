@@ -131,8 +131,9 @@ class Planner:
         else:
             ahead = _ahead(case)
             planned = await ahead.planned
-        if held := self._held(order, run, planned):
-            planned = await asyncio.to_thread(ahead.case.at(held).solve)
+        held = await self._held(order, run, ahead.case, planned)
+        if held is not None:
+            planned = held
         elif not self._scout.are_warm(order, _budgets(planned)):
             await self.call_off()  # the round starts what it lacks; there need not be two workers in a seat
         log.info(
@@ -141,7 +142,7 @@ class Planner:
             order.site,
             1e3 * (time.monotonic() - began),
             ", ahead of it" if in_time else "",
-            ", for workers that are warm" if held else "",
+            ", for workers that are warm" if held is not None else "",
             _in_words(planned),
         )
         plan = run.course.with_the_others(order, ahead.case.device_plan(planned))
@@ -166,17 +167,19 @@ class Planner:
         if ahead is None or not ahead.case.serves(case):
             run.ahead[order.site] = _ahead(case)
 
-    def _held(self, order: RoundOrder, run: _Run, planned: PlannedRound) -> dict[str, float]:
-        """The budgets at which tasks wait that would be cold at those of `planned`; empty if they are not."""
-        wished = _budgets(planned)
-        if order.allocation.policy is not Policy.FEDMT or self._scout.are_warm(order, wished):
-            return {}
+    async def _held(
+        self, order: RoundOrder, run: _Run, case: Case, wished: PlannedRound
+    ) -> PlannedRound | None:
+        """The plan at budgets where all tasks wait, if not all do at those wished; None if there is none."""
+        cold = _budgets(wished)
+        if order.allocation.policy is not Policy.FEDMT or self._scout.are_warm(order, cold):
+            return None
         most = order.allocation.virtual_resource
-        for budgets in (run.course.budgets(wished), dict.fromkeys(wished, 100.0)):
+        for budgets in (run.course.budgets(cold), dict.fromkeys(cold, 100.0)):
             allowed = most is None or sum(budgets.values()) <= most
             if allowed and self._scout.are_warm(order, budgets):
-                return budgets
-        return {}
+                return await asyncio.to_thread(case.at(budgets).solve)
+        return None
 
     def _prepare(self, order: RoundOrder, run: _Run) -> None:
         """Have workers started that the site's next round should have, one site's after the other."""
@@ -189,11 +192,10 @@ class Planner:
             return
         try:
             wished = await ahead.planned
-            if held := self._held(order, run, wished):
-                stay = await asyncio.to_thread(ahead.case.at(held).solve)
-                if pays(wished, stay, ahead.case.request.problem):
-                    log.info("workers for later rounds of site %s: %s", order.site, _in_words(wished))
-                    await self._scout.warm(order, wished.plan.tasks)
+            held = await self._held(order, run, ahead.case, wished)
+            if held is not None and pays(wished, held, ahead.case.request.problem):
+                log.info("workers for later rounds of site %s: %s", order.site, _in_words(wished))
+                await self._scout.warm(order, wished.plan.tasks)
         except FedMTError as error:
             log.info("nothing is prepared for site %s: %s", order.site, error)
 

@@ -141,32 +141,26 @@ class Scout:
 
     def are_warm(self, order: RoundOrder, budgets: Mapping[str, float]) -> bool:
         """Whether every task of `order` that has one of `budgets` (%) has a worker waiting in its seat."""
-        return all(
-            self._pool.is_warm(order.run, assignment.task, self._capped(budgets[assignment.task.name]))
-            for assignment in order.assignments
-            if assignment.task.name in budgets
-        )
+        return not self._cold(order, budgets)
 
     async def warm(self, order: RoundOrder, places: Sequence[TaskPlan]) -> None:
         """Start the workers that tasks of `order` lack in `places`, and have them take first steps.
 
         A worker that cannot is told of in the log: a round that needs one would start it.
         """
-        cold = {p.task: p for p in places if not self.are_warm(order, {p.task: p.budget})}
+        wanted = {place.task: place for place in places}
 
-        async def start(assignment: Assignment, place: TaskPlan) -> None:
+        async def start(assignment: Assignment) -> None:
             job, task = job_to_measure(order, assignment), assignment.task
+            place = wanted[task.name]
             seat = self._capped(place.budget)
             async with self._starting, self._pool.worker(order.run, task, seat) as worker:
                 own = expect(Appraised, await worker.ask(Appraise(job=job))).batch
                 if task.kind is TaskKind.STEPPED:
                     await carry(worker, first_steps(job, place.batch_size or own, gpu=self._on_gpu))
 
-        await self._side_by_side(
-            start(assignment, cold[assignment.task.name])
-            for assignment in order.assignments
-            if assignment.task.name in cold
-        )
+        cold = self._cold(order, {place.task: place.budget for place in places})
+        await self._side_by_side(map(start, cold))
 
     def saw(self, report: RoundReport) -> None:
         """Remember what the workers of a round still hold."""
@@ -235,6 +229,15 @@ class Scout:
         """Carry `steps` to a worker of `task` in `seat`."""
         async with self._pool.worker(run, task, seat) as worker:
             return await carry(worker, steps)
+
+    def _cold(self, order: RoundOrder, budgets: Mapping[str, float]) -> list[Assignment]:
+        """The tasks of `order` that have no worker waiting in the seat of their one of `budgets` (%)."""
+        return [
+            assignment
+            for assignment in order.assignments
+            if (budget := budgets.get(assignment.task.name)) is not None
+            and not self._pool.is_warm(order.run, assignment.task, self._capped(budget))
+        ]
 
     def _new(self, order: RoundOrder) -> list[Assignment]:
         return [

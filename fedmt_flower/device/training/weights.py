@@ -150,7 +150,7 @@ def check_names(what: str, expected: Mapping[str, object], got: Mapping[str, obj
 
 
 def check_finite(what: str, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if a value of `state` is not finite; a GPU is waited for once."""
+    """Raise ValueError if a value of `state` is not finite; a GPU is waited for once for each dtype."""
     floating = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
     # No sum of absolute values is finite if one of them is not; the sums of all tensors take a few launches
     # on a GPU, where looking at each of 500 takes thousands. One of large values overflows, though.
