@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,25 @@ _WARM = (sys.executable, "-m", "fedmt_flower", "warm", "--")
 _POLLING = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 _LISTENING = "0A"
 """How the kernel's table of sockets calls one that listens."""
+
+_APP = """\
+[project]
+name = "fedmt-bench"
+version = "1.0.0"
+description = "The package's own app"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "fedmt"
+
+[tool.flwr.app.components]
+serverapp = "fedmt_flower.federation.app:server"
+clientapp = "fedmt_flower.federation.app:client"
+
+[tool.flwr.app.config]
+fedmt = ""
+"""
+"""The package's own app."""
 
 
 class NotEnded(EngineError):
@@ -80,6 +99,15 @@ class Deployment:
     def run(self, files: Mapping[str, str], config: str, *, patience_s: float) -> None:
         """Submit the app of these `files` and wait for its end; EngineError as `await_end`."""
         self.await_end(self.submit(files, config), patience_s)
+
+    def play(self, overrides: Iterable[str], folder: Path, *, patience_s: float) -> list[dict[str, Any]]:
+        """Run the package's own app with `overrides` to its end; the lines of its rounds, from `folder`.
+
+        EngineError as `await_end`.
+        """
+        words = " ".join((*overrides, f"folder={folder}"))
+        self.run({"pyproject.toml": _APP}, f'fedmt="{words}"', patience_s=patience_s)
+        return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
     def submit(self, files: Mapping[str, str], config: str) -> str:
         """Submit the app of these `files`; the number of its run.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +10,6 @@ from typing import Any
 
 from fedmt_flower.bench.deployment import deployed, partitions
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.federation import APP
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.bench.spread import spread
 
@@ -82,17 +80,13 @@ def _entries(bench: Bench, *, advised: bool) -> list[dict[str, Any]]:
         tempfile.TemporaryDirectory(prefix="fedmt-") as directory,
         deployed(Path(directory), partitions(_SITES), advised=advised) as deployment,
     ):
-        folder = Path(directory) / "run"
         overrides = (
             *map(str, bench.settings["overrides"]),
             "device=cpu",
             f"federation.sites={_SITES}",
             f"federation.rounds={bench.settings['rounds']}",
-            f"folder={folder}",
         )
-        config = f'fedmt="{" ".join(overrides)}"'
-        deployment.run({"pyproject.toml": APP}, config, patience_s=_PATIENCE_S)
-        return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+        return deployment.play(overrides, Path(directory) / "run", patience_s=_PATIENCE_S)
 
 
 def _lengths(entries: Sequence[dict[str, Any]]) -> dict[str, Json]:

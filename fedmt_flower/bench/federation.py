@@ -20,23 +20,6 @@ from fedmt_flower.domain.plan import Sharing
 CLAIM = "a deployed federation keeps its workers warm on the device, under its budgets, and leaves nothing"
 
 _SITES = 2
-APP = """\
-[project]
-name = "fedmt-bench"
-version = "1.0.0"
-description = "The package's own app"
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "fedmt"
-
-[tool.flwr.app.components]
-serverapp = "fedmt_flower.federation.app:server"
-clientapp = "fedmt_flower.federation.app:client"
-
-[tool.flwr.app.config]
-fedmt = ""
-"""
 
 
 def settings(quick: bool) -> dict[str, Json]:
@@ -67,15 +50,9 @@ def run(bench: Bench) -> bool:
                 f"device.index={bench.options.index}",
                 f"federation.sites={_SITES}",
                 f"federation.rounds={bench.settings['rounds']}",
-                f"folder={folder}",
             )
-            deployment.run(
-                {"pyproject.toml": APP},
-                f'fedmt="{" ".join(overrides)}"',
-                patience_s=max(60.0, bench.recorder.left_s),
-            )
+            entries = deployment.play(overrides, folder, patience_s=max(60.0, bench.recorder.left_s))
             bench.facts["seconds from submission to end"] = round(time.monotonic() - began, 1)
-            entries = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
             summary = json.loads((folder / "summary.json").read_text())
             for engine in running():
                 bench.facts["engine"] = {

@@ -14,7 +14,6 @@ from types import MappingProxyType
 from fedmt_flower.bench import stock
 from fedmt_flower.bench.deployment import Deployment, NotEnded, deployed, partitions
 from fedmt_flower.bench.driver import Bench, memory_in_use
-from fedmt_flower.bench.federation import APP
 from fedmt_flower.bench.leftovers import left_bars, left_behind
 from fedmt_flower.bench.mixes import BATCH
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
@@ -166,7 +165,6 @@ def _together(bench: Bench, setting: str, left: list[dict[str, Json]]) -> dict[s
     own = {"samples": bench.settings["samples"], "batch_size": bench.settings["batch"], "in_channels": 3}
     own |= bench.settings["step"]
     with _deployed(bench, left, advised=True) as deployment:
-        folder = deployment.directory / "run"
         overrides = [
             f"tasks={setting}",
             *(f"~tasks.{task}" for task in _SETTINGS[setting] if task not in tasks),
@@ -177,12 +175,9 @@ def _together(bench: Bench, setting: str, left: list[dict[str, Json]]) -> dict[s
             f"device.index={bench.options.index}",
             f"federation.sites={_SITES}",
             f"federation.rounds={bench.settings['rounds']}",
-            f"folder={folder}",
         ]
         began = time.time()
-        config = f'fedmt="{" ".join(overrides)}"'
-        deployment.run({"pyproject.toml": APP}, config, patience_s=_patience_s(bench))
-        entries = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+        entries = deployment.play(overrides, deployment.directory / "run", patience_s=_patience_s(bench))
     failed = [f"{entry['site']}, {entry['task']}: {entry['error']}" for entry in entries if entry["error"]]
     if failed:
         raise EngineError(f"setting {setting}: {failed[0]}")

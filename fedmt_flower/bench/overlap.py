@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from fedmt_flower.bench.allocation_table import SETTINGS, interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, compute_span, makespan
 from fedmt_flower.bench.mixes import BATCH, synthetic_tasks
+from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.device.engine.client import EngineClient
@@ -183,10 +183,8 @@ class _Setting:
         self, volumes: Mapping[str, int], mbps: float, kinds: Sequence[Overlap], repeat: int
     ) -> dict[str, Json]:
         """A round of every kind in a new order: one sample, never a part of it on another machine."""
-        order = list(kinds)
-        random.Random(f"{self._name} {repeat}").shuffle(order)
         values: dict[str, Json] = {"makespan_s": {}, "predicted_s": {}, "lower_bound_s": {}}
-        for kind in order:
+        for kind in shuffled(kinds, f"{self._name} {repeat}"):
             report = self._run(kind, volumes, mbps)
             values["makespan_s"][kind] = round(makespan(report), 4)
             if report.forecast is not None:

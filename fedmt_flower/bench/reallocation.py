@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from fedmt_flower.bench.allocation_table import SETTINGS, interval
 from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, makespan
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_tasks
+from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.device.engine.client import EngineClient
@@ -113,9 +113,7 @@ def _measure(
     for way in ways:
         run_warm(way)
     for cell, repeat in recorder.interleave([name], repeats, until):
-        order = list(ways)
-        random.Random(f"{name} {repeat}").shuffle(order)
-        reports = {way: run_warm(way) for way in order}
+        reports = {way: run_warm(way) for way in shuffled(list(ways), f"{name} {repeat}")}
         values: dict[str, Json] = {
             "makespan_s": {way: round(makespan(report), 4) for way, report in reports.items()},
             "predicted_s": {

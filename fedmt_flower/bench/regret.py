@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from fedmt_flower.bench.mixes import BATCH, solo, synthetic_tasks
 from fedmt_flower.bench.models import choose
 from fedmt_flower.bench.planned import features
 from fedmt_flower.bench.rates import WINDOW
+from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.regret_table import Trial, judge, markdown, trials
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.device.profile.profiler import Probe, Profiler, Window
@@ -235,8 +235,7 @@ class _Study:
         """
         alone = {task.name: (solo(self._profiler, task),) for task in self._tasks}
         runs = {text(schedule): self._probes(schedule) for schedule in contenders} | alone
-        order = list(runs)
-        random.Random(f"{cell} {repeat}").shuffle(order)
+        order = shuffled(list(runs), f"{cell} {repeat}")
         taken = {name: self._profiler.measure(runs[name]) for name in order}
         values: dict[str, Json] = {
             "rates": {name: _rounded(taken[name].rates) for name in runs if name not in alone},
