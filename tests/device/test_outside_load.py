@@ -1,16 +1,18 @@
-"""What others do on the device slows all its tasks: R_v falls, and rises when they have gone (§ III-B)."""
+"""Others on the device slow all its tasks: R_v falls, and rounds recover when they have gone (§ III-B)."""
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from fedmt_flower.bench.engine_rounds import Rounds
+from fedmt_flower.bench.engine_rounds import Rounds, makespan
 from fedmt_flower.bench.mixes import synthetic_task
 from fedmt_flower.device.engine.client import EngineClient
 from fedmt_flower.device.engine.connection import connect
@@ -20,6 +22,8 @@ from fedmt_flower.domain.device import Backend, DeviceSettings
 _VOLUME = 128 * 12
 _ROUNDS = 15
 """At most: workers for other budgets start beside the rounds, slowly under a load."""
+_SETTLED = 5
+"""Rounds from which one tells how long they usually are."""
 
 _LOAD = """
 import torch
@@ -32,6 +36,13 @@ while True:
     torch.cuda.synchronize()
 """
 """Keeps the GPU busy; no client of the engine's MPS, so that the two take turns on it."""
+
+
+class Seen(NamedTuple):
+    """What a round came to: its R_v in per cent, and its length."""
+
+    virtual_resource: float
+    makespan_s: float
 
 
 @contextmanager
@@ -47,7 +58,7 @@ def outside_load() -> Iterator[None]:
 
 @pytest.mark.gpu
 @pytest.mark.timeout(280)
-def test_an_outside_load_lowers_the_virtual_resource_until_it_has_gone(home: Path) -> None:
+def test_an_outside_load_lowers_the_virtual_resource_and_leaves_nothing_behind(home: Path) -> None:
     tasks = [synthetic_task(name) for name in ("R18", "M3", "S2")]
     volumes = {task.name: _VOLUME for task in tasks}
     fedmt = Allocation(policy=Policy.FEDMT, objective=Objective.MAKESPAN, reallocate=False)
@@ -55,19 +66,19 @@ def test_an_outside_load_lowers_the_virtual_resource_until_it_has_gone(home: Pat
     assert isinstance(engine, EngineClient)
     rounds = Rounds(engine, "outside-load", tasks)
 
-    def virtual_resource() -> float:
-        return sum(place.budget for place in rounds.run(volumes, fedmt).plan.tasks)
+    def until(reached: Callable[[Seen], bool]) -> list[Seen]:
+        found: list[Seen] = []
+        while not (found and reached(found[-1])) and len(found) < _ROUNDS:
+            report = rounds.run(volumes, fedmt)
+            found.append(Seen(sum(place.budget for place in report.plan.tasks), makespan(report)))
+        return found
 
-    def until(reached: Callable[[float], bool]) -> list[float]:
-        seen: list[float] = []
-        while not (seen and reached(seen[-1])) and len(seen) < _ROUNDS:
-            seen.append(virtual_resource())
-        return seen
-
-    before = [virtual_resource() for _ in range(3)][-1]
+    before = until(lambda _: False)[-_SETTLED:]
+    most, usual_s = before[-1].virtual_resource, statistics.median(one.makespan_s for one in before)
     with outside_load():
-        under = until(lambda r: r <= 0.85 * before + 1e-6)
-    after = until(lambda r: r > under[-1])
+        under = until(lambda one: one.virtual_resource <= 0.85 * most + 1e-6)
+    # Budgets that are as good as those from before may stay; a round may not stay slower.
+    after = until(lambda one: one.makespan_s <= 1.25 * usual_s)
     engine.stop()
-    assert under[-1] <= 0.85 * before + 1e-6, (before, under)
-    assert after[-1] > under[-1], (before, under, after)
+    assert under[-1].virtual_resource <= 0.85 * most + 1e-6, (before, under)
+    assert after[-1].makespan_s <= 1.25 * usual_s, (before, under, after)
