@@ -41,10 +41,16 @@ _WARM_ROUNDS: Final = 2
 """After the first, budgets follow what it has shown, in new seats."""
 _ADAPTED: Final = {
     "fedmt": Coordination(),
-    "fedmt, adapted batches": Coordination(batching=BatchRules(policy=Batching.PROPORTIONAL)),
-    "fedmt, adapted batches, √ learning rates": Coordination(
-        batching=BatchRules(policy=Batching.PROPORTIONAL, learning_rate=LearningRate.SQRT)
-    ),
+    **{
+        f"fedmt, adapted batches{words}": Coordination(
+            batching=BatchRules(policy=Batching.PROPORTIONAL, learning_rate=rule)
+        )
+        for words, rule in {
+            "": LearningRate.OFF,
+            ", √ learning rates": LearningRate.SQRT,
+            ", linear learning rates": LearningRate.LINEAR,
+        }.items()
+    },
 }
 
 
