@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from fedmt_flower.cli.plan_tables import Shown, as_json, show
-from fedmt_flower.device.backends import chosen
 from fedmt_flower.device.planner.course import Course
 from fedmt_flower.device.planner.models import Models
 from fedmt_flower.device.planner.scout import Known
@@ -68,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(
                 *(f"task {task} cannot be planned: {why}" for task, why in known.unknown.items())
             )
-        shown = _plan(settings, order, known, tell)
+        shown = _plan(order, known, tell)
         tell("drawing")
         arguments.out.write_bytes(_picture(shown))
     if arguments.json:
@@ -119,8 +118,8 @@ def _look(settings: Settings, order: RoundOrder, profile: Path | None, tell: Cal
     return measured(settings.device, order, weights, tell)
 
 
-def _plan(settings: Settings, order: RoundOrder, known: Known, tell: Callable[[str], None]) -> Shown:
-    model = known.model(Models(chosen(settings.device)), order.allocation.model)
+def _plan(order: RoundOrder, known: Known, tell: Callable[[str], None]) -> Shown:
+    model = known.model(Models(known.backend), order.allocation.model)
 
     def case_of(allocation: Allocation) -> Case:
         return Course().case(replace(order, allocation=allocation), known.device, known.tasks, model)

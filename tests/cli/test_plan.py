@@ -132,6 +132,17 @@ def test_bad_calls_are_told_in_one_line(
     assert not (home / "none.png").exists()
 
 
+def test_a_profile_of_a_gpu_is_planned_by_a_model_of_gpus(
+    profile: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = home / "elsewhere.jsonl"
+    head, rest = profile.read_text().split("\n", 1)
+    elsewhere.write_text(json.dumps(json.loads(head) | {"backend": "mps"}) + "\n" + rest)
+    words = [*TASKS, "--profile", str(elsewhere), "--json", "-o", str(home / "elsewhere.png")]
+    assert main(["plan", *words]) == 0
+    assert "NVIDIA H100" in json.loads(capsys.readouterr().out)["basis"]
+
+
 def test_a_profile_of_other_tasks_is_refused(
     profile: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,4 +160,4 @@ def profiled(path: Path, order: RoundOrder, weights: Mapping[str, Weights], tell
         for assignment in order.assignments
     )
     device = DeviceFacts(features=samples[0].device, levels=profile.levels)
-    return Known(device=device, tasks=tasks, unknown={})
+    return Known(backend=profile.backend, device=device, tasks=tasks, unknown={})

@@ -51,8 +51,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What is known before a round is planned; `unknown` has the tasks of which too little is, and why."""
+    """What is known before a round is planned; `unknown` has the tasks of which too little is, and why.
 
+    `backend` is that of the device.
+    """
+
+    backend: str
     device: DeviceFacts
     tasks: tuple[TaskFacts, ...]
     unknown: Mapping[str, str]
@@ -124,7 +128,8 @@ class Scout:
                     )
                 else:
                     tasks.append(found)
-        return Known(device=await self._facts(order), tasks=tuple(tasks), unknown=unknown)
+        facts = await self._facts(order)
+        return Known(backend=self._backend.name, device=facts, tasks=tuple(tasks), unknown=unknown)
 
     async def appraise(self, order: RoundOrder) -> dict[str, Appraised]:
         """What each task of `order` has to do, without any measurement; TaskError if one has no data."""
