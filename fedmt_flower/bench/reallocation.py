@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,8 @@ CLAIM = "rounds get shorter when those that go on are given what a finished task
 
 _VOLUMES: Final = (1, 2, 6)
 _WITH, _WITHOUT, _SHARING = "with", "without", "100 each"
+_LIMITS: Final = {"no limit": None, "R_v ≤ 100 %": 100.0}
+"""Without a limit, the task that ends last may have the whole device from the beginning."""
 _SHORTER: Final = 0.10
 _MIDDLING: Final = frozenset({"R18", "V16"})
 """Models of about 50 MB (45 and 59)."""
@@ -34,6 +37,7 @@ def settings(quick: bool) -> dict[str, Json]:
     """What the driver runs with."""
     return {
         "settings": list(SETTINGS)[: 1 if quick else None],
+        "limits": list(_LIMITS)[: 1 if quick else None],
         "volumes": list(_VOLUMES),
         "batch": 8 if quick else BATCH,
         # Of the task with the least, by setting: rounds of a few seconds on an H100.
@@ -45,16 +49,21 @@ def settings(quick: bool) -> dict[str, Json]:
 
 def run(bench: Bench) -> bool:
     """Run every setting's round with and without, and with 100 % each beside them."""
-    complete = True
+    complete, cells = True, _cells(bench.settings)
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine() as engine:
-        ways = {
-            _WITH: chosen_budgets(bench, Path(directory)),
-            _WITHOUT: chosen_budgets(bench, Path(directory), reallocate=False),
-            _SHARING: SCHEMES["sharing"],
-        }
-        for name, until in bench.recorder.shares(bench.settings["settings"]):
-            complete &= _measure(bench, engine, name, ways, until)
-    bench.bars += _judge(bench.recorder.samples, bench.settings["settings"])
+        free = chosen_budgets(bench, Path(directory))
+        for cell, until in bench.recorder.shares(cells):
+            whole = False
+            with bench.part(cell):
+                allocation = replace(free, virtual_resource=_LIMITS[cell.split(" | ")[1]])
+                ways = {
+                    _WITH: allocation,
+                    _WITHOUT: replace(allocation, reallocate=False),
+                    _SHARING: SCHEMES["sharing"],
+                }
+                whole = _measure(bench, engine, cell, ways, until)
+            complete &= whole
+    bench.bars += _judge(bench.recorder.samples, cells)
     return complete
 
 
@@ -63,12 +72,13 @@ def report(result: Result) -> str:
     lines = [
         f"Volumes {':'.join(map(str, _VOLUMES))}.",
         "",
-        "| setting | 100 each (s) | without (s) | with (s) | shorter | predicted without (s) | "
+        "| setting | budgets | 100 each (s) | without (s) | with (s) | shorter | predicted without (s) | "
         "predicted with (s) | first budgets | hand-overs a round | lost in one (ms) |",
-        "|---|---:|---:|---:|---:|---:|---:|---|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
-    for name in result.settings["settings"]:
-        taken = [sample.values for sample in result.of(name)]
+    for cell in _cells(result.settings):
+        name, limit = cell.split(" | ")
+        taken = [sample.values for sample in result.of(cell)]
         if not taken:
             continue
         spans = (
@@ -78,7 +88,7 @@ def report(result: Result) -> str:
         budgets = ", ".join(f"{task} {r:.0f}" for task, r in taken[-1]["budgets"][_WITH].items())
         lost = _lost(taken, SETTINGS[name])
         lines.append(
-            f"| {name}: {' + '.join(SETTINGS[name])} | {' | '.join(spans)} | "
+            f"| {name}: {' + '.join(SETTINGS[name])} | {limit} | {' | '.join(spans)} | "
             f"{interval(_shorter(taken), 3)} | "
             f"{' | '.join('–' if s is None else f'{s:.2f}' for s in promised)} | {budgets} | "
             f"{len(lost) / len(taken):.1f} | {interval(spread(lost), 1) if lost else '–'} |"
@@ -87,16 +97,17 @@ def report(result: Result) -> str:
 
 
 def _measure(
-    bench: Bench, engine: EngineClient, name: str, ways: Mapping[str, Allocation], until: float
+    bench: Bench, engine: EngineClient, cell: str, ways: Mapping[str, Allocation], until: float
 ) -> bool:
     recorder, repeats = bench.recorder, int(bench.settings["repeats"])
-    if recorder.has_all([name], repeats):
+    if recorder.has_all([cell], repeats):
         return True
     if recorder.left_s <= 0:
         return False
-    batch = int(bench.settings["batch"])
+    name, batch = cell.split(" | ")[0], int(bench.settings["batch"])
     tasks = synthetic_tasks(SETTINGS[name], bench.settings)
-    rounds = Rounds(engine, f"reallocation-{name}", tasks)
+    # A run of its own for each limit: what a planner learns under one is not asked of the other.
+    rounds = Rounds(engine, f"reallocation, {cell}", tasks)
     unit = batch * int(bench.settings["batches"][name])
     volumes = {task.name: unit * part for task, part in zip(tasks, _VOLUMES, strict=True)}
     seen: dict[str, dict[str, float]] = {}
@@ -112,8 +123,8 @@ def _measure(
 
     for way in ways:
         run_warm(way)
-    for cell, repeat in recorder.interleave([name], repeats, until):
-        reports = {way: run_warm(way) for way in shuffled(list(ways), f"{name} {repeat}")}
+    for _, repeat in recorder.interleave([cell], repeats, until):
+        reports = {way: run_warm(way) for way in shuffled(list(ways), f"{cell} {repeat}")}
         values: dict[str, Json] = {
             "makespan_s": {way: round(makespan(report), 4) for way, report in reports.items()},
             "predicted_s": {
@@ -129,7 +140,12 @@ def _measure(
             },
         }
         recorder.add(cell, repeat, values)
-    return recorder.has_all([name], repeats)
+    return recorder.has_all([cell], repeats)
+
+
+def _cells(known: Mapping[str, Json]) -> list[str]:
+    """Every setting without a limit on R_v, then every one with it."""
+    return [f"{name} | {limit}" for limit in known["limits"] for name in known["settings"]]
 
 
 def _budgets(report: RoundReport) -> dict[str, float]:
@@ -146,16 +162,15 @@ def _lost(taken: Sequence[dict[str, Json]], tasks: Iterable[str]) -> list[float]
     return [lost for values in taken for task in tasks for lost in values["lost_ms"][task]]
 
 
-def _judge(samples: Sequence[Sample], names: Sequence[str]) -> Iterator[Bar]:
-    for name in names:
-        taken = [sample.values for sample in samples if sample.cell == name]
+def _judge(samples: Sequence[Sample], cells: Sequence[str]) -> Iterator[Bar]:
+    moves: list[float] = []
+    for cell in cells:
+        taken = [sample.values for sample in samples if sample.cell == cell]
+        name, limit = cell.split(" | ")
+        moves += _lost(taken, set(SETTINGS[name]) & _MIDDLING)
         if taken:
-            yield Bar.at_least(f"{name}: part by which a round is shorter", _SHORTER, _shorter(taken))
-    moves = [
-        lost
-        for name in names
-        for lost in _lost([s.values for s in samples if s.cell == name], set(SETTINGS[name]) & _MIDDLING)
-    ]
+            bar = f"{name}, {limit}: part by which a round is shorter"
+            yield Bar.at_least(bar, _SHORTER, _shorter(taken))
     if moves:
         yield Bar.at_most(
             f"ms lost in a warm hand-over of {' or '.join(sorted(_MIDDLING))}", _LOST_MS, spread(moves)

@@ -79,8 +79,8 @@ def test_hand_overs_of_middling_models_have_a_goal() -> None:
         "budgets": {"with": {"D121": 40.0}},
         "lost_ms": {"D121": [], "V16": [6.0], "R101": [30.0]},
     }
-    result = record(reallocation, {"heavy": values})
-    shorter, lost = reallocation._judge(result.samples, ["heavy"])
+    result = record(reallocation, {"heavy | no limit": values})
+    shorter, lost = reallocation._judge(result.samples, ["heavy | no limit"])
     assert shorter.value == pytest.approx(0.2)
     assert shorter.met
     assert (lost.value, lost.met) == (6.0, True)
