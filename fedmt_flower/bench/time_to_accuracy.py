@@ -40,18 +40,17 @@ _FAST: Final = "fedmt, fast steps"
 _WARM_ROUNDS: Final = 2
 """After the first, budgets follow what it has shown, in new seats."""
 _ADAPTED: Final = {
-    "fedmt": Coordination(),
-    **{
-        f"fedmt, adapted batches{words}": Coordination(
-            batching=BatchRules(policy=Batching.PROPORTIONAL, learning_rate=rule)
-        )
-        for words, rule in {
-            "": LearningRate.OFF,
-            ", √ learning rates": LearningRate.SQRT,
-            ", linear learning rates": LearningRate.LINEAR,
-        }.items()
-    },
+    "fedmt": BatchRules(),
+    "fedmt, adapted batches": BatchRules(policy=Batching.PROPORTIONAL),
+    "fedmt, adapted batches, √ learning rates": BatchRules(
+        policy=Batching.PROPORTIONAL, learning_rate=LearningRate.SQRT
+    ),
+    "fedmt, batches up to twice their own, linear learning rates": BatchRules(
+        policy=Batching.PROPORTIONAL, choices=(32, 64, 128, 256), learning_rate=LearningRate.LINEAR
+    ),
+    "fedmt, batches up to their own": BatchRules(policy=Batching.PROPORTIONAL, choices=(32, 64, 128)),
 }
+"""Larger batches take fewer steps in as many rounds: how much of that learning rates and limits mend."""
 
 
 def settings(quick: bool) -> dict[str, Json]:
@@ -83,7 +82,8 @@ def run(bench: Bench) -> bool:
             if cell == _STATIC:
                 allocation, rules = SCHEMES[federation.best_static()], Coordination()
             else:
-                allocation, rules = SCHEMES.get(cell, chosen), _ADAPTED.get(cell, Coordination())
+                allocation = SCHEMES.get(cell, chosen)
+                rules = Coordination(batching=_ADAPTED.get(cell, BatchRules()))
             fast = cell == _FAST
             if cell not in warm and not bench.options.quick:
                 federation.train(allocation, rules, 0, rounds=_WARM_ROUNDS, fast=fast)
