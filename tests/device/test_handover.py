@@ -26,6 +26,7 @@ from fedmt_flower.device.engine.rounds import Round
 from fedmt_flower.device.ipc import memory
 from fedmt_flower.device.ipc.frames import Stand
 from fedmt_flower.device.ipc.job import Job
+from fedmt_flower.device.ipc.seat import Seat
 from fedmt_flower.device.ipc.state import Packing, checksum, empty_buffer
 from fedmt_flower.device.processes import worker_handle
 from fedmt_flower.device.processes.pool import Pool
@@ -160,6 +161,29 @@ def test_the_last_tasks_get_the_device_and_train_to_the_same_bits(play: Callable
         assert long.compute_s == pytest.approx(sum(s.end_s - s.start_s for s in spans))
     assert second.report.task("long").pid == first.report.task("long").pid
     assert first.report.task("long").train_metrics == second.report.task("long").train_metrics
+
+
+def test_a_task_on_its_way_is_not_moved_again(
+    play: Callable[..., Played], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When another has ended its move, tasks are looked at again, that one too."""
+    take_over, acquire, levels = WorkerHandle.take_over, Pool.acquire, []
+
+    async def late(target: WorkerHandle, baton: Baton) -> None:
+        if target.task.name == "long":
+            await asyncio.sleep(0.3)
+        await take_over(target, baton)
+
+    async def noted(pool: Pool, run: str, task: Task, seat: Seat) -> WorkerHandle:
+        if task.name == "long":
+            levels.append(seat.level)
+        return await acquire(pool, run, task, seat)
+
+    monkeypatch.setattr(WorkerHandle, "take_over", late)
+    monkeypatch.setattr(Pool, "acquire", noted)
+    done = play(task("short"), task("middle", 40), task("long", 60))
+    assert [moved.level for moved in done.report.task("long").handovers] == [2, 4]
+    assert levels == [1, 2, 4]
 
 
 def test_budgets_that_are_held_move_nobody(play: Callable[..., Played]) -> None:

@@ -237,10 +237,10 @@ class Movers:
         """Go on after a pause: in the worker that stands for the job, or where it was."""
         source, target = seated.worker, seated.target
         assert target is not None
-        seated.target, seated.moving = None, False
+        seated.target = None
         if isinstance(outcome, Stays):
             log.warning("task %s keeps its budget: %s", seated.task.name, outcome.why)
-            seated.stays = True
+            seated.stays, seated.moving = True, False
             seated.passes.append(None)
             _in_background(self._relieve(target))
             return await source.follow(on_progress)
@@ -251,7 +251,7 @@ class Movers:
             log.warning("task %s goes on in its seat: %s", seated.task.name, error or "no answer in time")
             # Ended before the source goes on: at most one of them trains.
             await self._pool.discard(target)
-            seated.stays = True
+            seated.stays, seated.moving = True, False
             seated.passes.append(None)
             await source.tell(Resume())
             return await source.follow(on_progress)
@@ -261,7 +261,8 @@ class Movers:
         finally:
             if outcome.file is not None:
                 os.close(outcome.file)
-        seated.worker = target
+        # Not before: meanwhile others may end their moves, and have this task moved to the same seat again.
+        seated.worker, seated.moving = target, False
         seated.passes.append((target.budget, target.seat.level))
         log.info("task %s goes on with %g %% in worker %d", seated.task.name, target.budget, target.pid)
         _in_background(self._relieve(source))
