@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -34,6 +35,7 @@ from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning import case
 from fedmt_flower.planning.correction import Moderation
+from fedmt_flower.planning.planner import PlannedRound
 
 State = Mapping[str, NDArray[Any]]
 MakeTask = Callable[..., Task]
@@ -216,6 +218,33 @@ def test_nothing_is_measured_beside_workers_that_are_being_prepared(
         monkeypatch.setattr(Scout, "look", watched)
         await device.plan(replace(make_order(make_task("new"), mode=Mode.TRAIN), allocation=FEDMT))
         assert busy == [False]
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("only_whole")
+def test_calling_off_preparations_leaves_the_plan_that_they_wait_for(
+    play: Any, make_task: MakeTask, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run's new tasks may call them off; the site's next round was cancelled with them."""
+    monkeypatch.setattr(Moderation, "observed", lambda moderation, *_: replace(moderation, limit=150.0))
+    solve, may_end = case.Case.solve, threading.Event()
+
+    def late(one: case.Case) -> PlannedRound:
+        if one.request.problem.virtual_resource[1] == 150.0:
+            may_end.wait(30)
+        return solve(one)
+
+    monkeypatch.setattr(case.Case, "solve", late)
+
+    async def scene(device: Device) -> None:
+        tasks = [make_task("small", epochs=5), make_task("large", epochs=10)]
+        order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=FEDMT)
+        await device.run(order)
+        await asyncio.sleep(0)  # the preparation begins to wait for the plan
+        await device.planner.call_off()
+        may_end.set()
+        assert (await device.plan(replace(order, round=2))).forecast is not None
 
     play(scene)
 

@@ -171,18 +171,18 @@ class Planner:
         self, order: RoundOrder, run: _Run, case: Case, wished: PlannedRound
     ) -> PlannedRound | None:
         """The plan at budgets where all tasks wait, if not all do at those wished; None if there is none."""
-        cold = _budgets(wished)
-        if order.allocation.policy is not Policy.FEDMT or self._scout.are_warm(order, cold):
+        wanted = _budgets(wished)
+        if order.allocation.policy is not Policy.FEDMT or self._scout.are_warm(order, wanted):
             return None
         most = order.allocation.virtual_resource
-        for budgets in (run.course.budgets(cold), dict.fromkeys(cold, 100.0)):
+        for budgets in (run.course.budgets(wanted), dict.fromkeys(wanted, 100.0)):
             allowed = most is None or sum(budgets.values()) <= most
             if allowed and self._scout.are_warm(order, budgets):
                 return await asyncio.to_thread(case.at(budgets).solve)
         return None
 
     def _prepare(self, order: RoundOrder, run: _Run) -> None:
-        """Have workers started that the site's next round should have, one site's after the other."""
+        """Have workers started that the site's next round should have, unless some are being started."""
         if self._preparing is None or self._preparing.done():
             self._preparing = asyncio.create_task(self._warm(order, run))
 
@@ -191,7 +191,8 @@ class Planner:
         if ahead is None:
             return
         try:
-            wished = await ahead.planned
+            # The plan is the next round's too, which must not be cancelled with what is prepared for it.
+            wished = await asyncio.shield(ahead.planned)
             held = await self._held(order, run, ahead.case, wished)
             if held is not None and pays(wished, held, ahead.case.request.problem):
                 log.info("workers for later rounds of site %s: %s", order.site, _in_words(wished))
