@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fedmt_flower.bench.project import project
 from fedmt_flower.device.engine.connection import running
 from fedmt_flower.errors import EngineError
 
@@ -25,23 +26,13 @@ _POLLING = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 _LISTENING = "0A"
 """How the kernel's table of sockets calls one that listens."""
 
-_APP = """\
-[project]
-name = "fedmt-bench"
-version = "1.0.0"
-description = "The package's own app"
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "fedmt"
-
-[tool.flwr.app.components]
-serverapp = "fedmt_flower.federation.app:server"
-clientapp = "fedmt_flower.federation.app:client"
-
-[tool.flwr.app.config]
-fedmt = ""
-"""
+_APP = project(
+    "fedmt-bench",
+    "The package's own app",
+    "fedmt_flower.federation.app:server",
+    "fedmt_flower.federation.app:client",
+    {"fedmt": ""},
+)
 """The package's own app."""
 
 

@@ -8,27 +8,15 @@ from __future__ import annotations
 
 from typing import Final
 
-_PROJECT: Final = """\
-[project]
-name = "freight"
-version = "1.0.0"
-description = "Models of given sizes"
-license = "Apache-2.0"
+from fedmt_flower.bench.project import project
 
-[tool.flwr.app]
-publisher = "fedmt"
-
-[tool.flwr.app.components]
-serverapp = "freight_server:server"
-clientapp = "freight_client:client"
-
-[tool.flwr.app.config]
-sizes = ""
-pauses = ""
-rounds = 1
-nodes = 1
-told = ""
-"""
+_PROJECT: Final = project(
+    "freight",
+    "Models of given sizes",
+    "freight_server:server",
+    "freight_client:client",
+    {"sizes": "", "pauses": "", "rounds": 1, "nodes": 1, "told": ""},
+)
 
 _SERVER: Final = """\
 import json

@@ -7,28 +7,15 @@ from __future__ import annotations
 
 from typing import Final
 
-PROJECT: Final = """\
-[project]
-name = "stock"
-version = "1.0.0"
-description = "One task under Flower alone"
-license = "Apache-2.0"
+from fedmt_flower.bench.project import project
 
-[tool.flwr.app]
-publisher = "fedmt"
-
-[tool.flwr.app.components]
-serverapp = "stock_app:server"
-clientapp = "stock_app:client"
-
-[tool.flwr.app.config]
-model = ""
-rounds = 1
-samples = 256
-batch-size = 128
-device = "cpu"
-mark = ""
-"""
+PROJECT: Final = project(
+    "stock",
+    "One task under Flower alone",
+    "stock_app:server",
+    "stock_app:client",
+    {"model": "", "rounds": 1, "samples": 256, "batch-size": 128, "device": "cpu", "mark": ""},
+)
 
 APP: Final = '''\
 import time
