@@ -79,11 +79,8 @@ def run(bench: Bench) -> bool:
         rounds = int(bench.settings["rounds"])
 
         def take(cell: str, seed: int) -> dict[str, Json]:
-            if cell == _STATIC:
-                allocation, rules = SCHEMES[federation.best_static()], Coordination()
-            else:
-                allocation = SCHEMES.get(cell, chosen)
-                rules = Coordination(batching=_ADAPTED.get(cell, BatchRules()))
+            allocation = SCHEMES.get(federation.best_static() if cell == _STATIC else cell, chosen)
+            rules = Coordination(batching=_ADAPTED.get(cell, BatchRules()))
             fast = cell == _FAST
             if cell not in warm and not bench.options.quick:
                 federation.train(allocation, rules, 0, rounds=_WARM_ROUNDS, fast=fast)

@@ -185,7 +185,7 @@ class Movers:
                 by_device = await self._made_ready(seated, target)
         except (TaskError, EngineError, TimeoutError) as error:
             log.warning("task %s keeps its budget: %s", seated.task.name, error or "no worker in time")
-            seated.stays, seated.moving = True, False
+            seated.stays = True
             if target is not None:
                 await self._pool.discard(target)
             return
@@ -240,7 +240,7 @@ class Movers:
         seated.target = None
         if isinstance(outcome, Stays):
             log.warning("task %s keeps its budget: %s", seated.task.name, outcome.why)
-            seated.stays, seated.moving = True, False
+            seated.stays = True
             seated.passes.append(None)
             _in_background(self._relieve(target))
             return await source.follow(on_progress)
@@ -251,7 +251,7 @@ class Movers:
             log.warning("task %s goes on in its seat: %s", seated.task.name, error or "no answer in time")
             # Ended before the source goes on: at most one of them trains.
             await self._pool.discard(target)
-            seated.stays, seated.moving = True, False
+            seated.stays = True
             seated.passes.append(None)
             await source.tell(Resume())
             return await source.follow(on_progress)
