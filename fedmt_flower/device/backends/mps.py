@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
-import psutil
-
 from fedmt_flower.device.backends import facts
+from fedmt_flower.device.backends.mps_daemon import Control, DaemonError, OwnControl, is_running
+from fedmt_flower.device.backends.mps_seats import LOG, PIPE, seat_outside, seat_within
 from fedmt_flower.device.ipc.seat import Seat
-from fedmt_flower.domain.plan import Sharing, check_budget
+from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-_PIPE = "CUDA_MPS_PIPE_DIRECTORY"
-_LOG = "CUDA_MPS_LOG_DIRECTORY"
-_PERCENTAGE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
-_MEMORY = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
-_PRIORITY = "CUDA_MPS_CLIENT_PRIORITY"
-_BELOW_NORMAL = "1"
 _DEFAULT_PIPE = Path("/tmp/nvidia-mps")
-_LONGEST_PIPE = 80
-"""An AF_UNIX address has at most 107 bytes; past it the daemon ends without saying why."""
-
-_STEP = 2
-"""SMs come in pairs (a TPC): on 132 SMs, 60 % gives 78, 33 % 42 and 30 % 38."""
-
 _SPARE_BYTES = 15 << 30
-
-_LEAST = 8
-"""The fewest that a client is given: 1 % gives 8 of 132."""
-
-
-def multiprocessors_of(budget: float, total: int) -> int:
-    """SMs that a budget of `budget` % comes to on a GPU of `total` SMs: rounded down to a pair, at least 8.
-
-    Raises
-    ------
-    ConfigError
-        If `budget` is not in (0, 100].
-    """
-    check_budget("a task", budget)
-    # The epsilon keeps a third of 132 SMs, 33.333… %, at 44 where the arithmetic is exact.
-    return min(total, max(_LEAST, _STEP * math.floor(total * budget / (100 * _STEP) + 1e-9)))
-
-
-def percentage_for(level: int, total: int) -> int:
-    """The least whole percentage that MPS rounds down to `level` of `total` SMs."""
-    return min(100, math.ceil(100 * level / total - 1e-9))
 
 
 class MpsBackend:
@@ -124,19 +88,9 @@ class MpsBackend:
     def seat(self, budget: float, sharing: Sharing, *, yields: bool = False) -> Seat:
         """The seat of a budget: its SMs, its memory cap, its priority, and the daemon that enforces them."""
         card = self._opened()
-        environment = {"CUDA_VISIBLE_DEVICES": card.uuid}
         if self._control is None or sharing is Sharing.TIME_SLICED:
-            environment[_PIPE] = str(self._outside)
-            return Seat(device="cuda:0", level=card.multiprocessors, environment=environment)
-        level = multiprocessors_of(budget, card.multiprocessors)
-        environment |= {
-            _PIPE: str(self._control.pipe),
-            _PERCENTAGE: str(percentage_for(level, card.multiprocessors)),
-            _MEMORY: f"0={max(1, int(card.memory_bytes * self._memory_share) >> 30)}G",
-        }
-        if yields:
-            environment[_PRIORITY] = _BELOW_NORMAL
-        return Seat(device="cuda:0", level=level, environment=environment)
+            return seat_outside(card, self._outside)
+        return seat_within(card, budget, self._control.pipe, self._memory_share, yields=yields)
 
     def welcome(self, pid: int, seat: Seat) -> None:
         """Check that the worker `pid`, whose CUDA is up, is a client of MPS if its seat is under MPS.
@@ -146,7 +100,7 @@ class MpsBackend:
         EngineError
             If MPS does not know the worker: it would run on, silently, outside its budget.
         """
-        if self._control is None or seat.environment[_PIPE] != str(self._control.pipe):
+        if self._control is None or seat.environment[PIPE] != str(self._control.pipe):
             return
         for attempt in range(2):
             for server in self._control.servers():
@@ -175,7 +129,7 @@ class MpsBackend:
 
     def lost(self) -> str:
         """Tell if the server that the workers' contexts live in has ended: calls into CUDA may then hang."""
-        if self._server and not _is_running(self._server):
+        if self._server and not is_running(self._server):
             return f"MPS server {self._server} has ended on GPU {self._index}, in the midst of work"
         return ""
 
@@ -228,10 +182,10 @@ class MpsBackend:
         )
 
     def _reach(self, program: str, card: facts.Gpu) -> Control:
-        ambient = Path(os.environ.get(_PIPE, _DEFAULT_PIPE))
+        ambient = Path(os.environ.get(PIPE, _DEFAULT_PIPE))
         own = self._directory / "mps"
         if ambient != own / "pipe" and ambient.is_dir():
-            control = Control(program, ambient, Path(os.environ.get(_LOG, "/var/log/nvidia-mps")))
+            control = Control(program, ambient, Path(os.environ.get(LOG, "/var/log/nvidia-mps")))
             if control.answers():
                 self._refuse_others(control)
                 log.info("GPU %d: using the MPS daemon at %s", card.index, ambient)
@@ -251,181 +205,3 @@ class MpsBackend:
                     f"GPU {self._index} is held by the MPS server {server} of user {owner}, which takes no "
                     "other user's clients; wait for it or run as that user"
                 )
-
-
-class DaemonError(Exception):
-    """MPS's control daemon cannot be started or does not answer."""
-
-
-class Control:
-    """A control daemon that somebody runs, reached through its own program."""
-
-    def __init__(self, program: str, pipe: Path, log_directory: Path) -> None:
-        self.pipe = pipe
-        self.log = log_directory
-        self._program = program
-
-    def ask(self, command: str, timeout_s: float = 5.0) -> str:
-        """What the daemon answers to `command`; DaemonError if it does not."""
-        try:
-            answer = subprocess.run(
-                [self._program],
-                input=f"{command}\n",
-                env=self._environment(),
-                capture_output=True,
-                text=True,
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise DaemonError(f"{command!r} had no answer in {timeout_s:g} s") from error
-        text = answer.stdout.strip()
-        if answer.returncode or text.startswith("Cannot find"):
-            raise DaemonError(
-                (text or answer.stderr.strip() or f"exit code {answer.returncode}").splitlines()[0]
-            )
-        return text
-
-    def answers(self) -> bool:
-        """Whether a daemon listens in the pipe directory."""
-        try:
-            self.ask("get_server_list")
-        except DaemonError:
-            return False
-        return True
-
-    def servers(self) -> tuple[int, ...]:
-        """Process ids of the daemon's servers: none until the first client has come."""
-        return parse_pids(self.ask("get_server_list"))
-
-    def clients(self, server: int) -> tuple[int, ...]:
-        """Process ids of a server's clients."""
-        return parse_pids(self.ask(f"get_client_list {server}"))
-
-    def faulty(self) -> tuple[int, ...]:
-        """The servers that wait, after a fatal fault, for their last client to leave."""
-        return tuple(s for s in self.servers() if "FAULT" in self.ask(f"get_server_status {s}").upper())
-
-    def recovers(self, patience_s: float) -> bool:
-        """Whether, within `patience_s` seconds, the daemon answers and no server of its is faulty."""
-        deadline = time.monotonic() + patience_s
-        try:
-            while self.faulty():
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(0.05)
-        except DaemonError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        """Leave the daemon as it is: it is somebody else's."""
-
-    def _environment(self) -> dict[str, str]:
-        return dict(os.environ) | {_PIPE: str(self.pipe), _LOG: str(self.log)}
-
-
-class OwnControl(Control):
-    """A control daemon of this engine's own, in the engine's directory, serving one GPU."""
-
-    def __init__(self, program: str, pipe: Path, log_directory: Path, uuid: str) -> None:
-        super().__init__(program, pipe, log_directory)
-        self._uuid = uuid
-        self._keeper: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start the daemon, or take over the one that a killed engine left in this directory."""
-        if len(os.fsencode(self.pipe)) > _LONGEST_PIPE:
-            raise DaemonError(f"the path {self.pipe} is too long for MPS's sockets; set a shorter TMPDIR")
-        self.log.mkdir(parents=True, exist_ok=True)
-        if not self.answers():
-            # What a killed daemon leaves (a server, sockets, a lock) keeps the next one from starting.
-            _end(_processes_in(self.pipe), patience_s=0.0)
-            shutil.rmtree(self.pipe, ignore_errors=True)
-            self.pipe.mkdir(parents=True)
-            try:
-                subprocess.run(
-                    [self._program, "-d"],
-                    env=self._environment(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    timeout=10,
-                    check=True,
-                )
-            except subprocess.SubprocessError as error:
-                raise DaemonError(f"{facts.CONTROL} does not start ({error}); see {self.log}") from error
-            self._await(5.0)
-        # The keeper's input ends when this process does, however it ends; the daemon then goes too.
-        self._keeper = subprocess.Popen(
-            ["/bin/sh", "-c", 'read -r _; echo quit | exec "$0"', self._program],
-            env=self._environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def stop(self) -> None:
-        """Stop the daemon and its servers."""
-        if self._keeper is None or self._keeper.stdin is None:
-            return
-        session = _processes_in(self.pipe)
-        self._keeper.stdin.close()
-        try:
-            self._keeper.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._keeper.kill()
-            self._keeper.wait()
-        self._keeper = None
-        _end(session, patience_s=2.0)
-
-    def _await(self, patience_s: float) -> None:
-        deadline = time.monotonic() + patience_s
-        while not self.answers():
-            if time.monotonic() > deadline:
-                raise DaemonError(f"{facts.CONTROL} was started but does not answer; see {self.log}")
-            time.sleep(0.02)
-
-    def _environment(self) -> dict[str, str]:
-        # One GPU per daemon: its clients' memory limits count devices as the daemon sees them.
-        return super()._environment() | {"CUDA_VISIBLE_DEVICES": self._uuid}
-
-
-def parse_pids(text: str) -> tuple[int, ...]:
-    """The process ids in an answer of the control daemon: the lines that are a number."""
-    return tuple(int(line) for line in text.split("\n") if line.strip().isdecimal())
-
-
-def _processes_in(pipe: Path) -> list[psutil.Process]:
-    """MPS's daemon and servers whose pipe directory is `pipe`, those a dead daemon has left included."""
-    found = []
-    for process in psutil.process_iter(["name"]):
-        try:
-            if process.info["name"].startswith("nvidia-cuda-mps") and process.environ().get(_PIPE) == str(
-                pipe
-            ):
-                found.append(process)
-        except psutil.Error:  # gone meanwhile, or another user's
-            continue
-    return found
-
-
-def _end(processes: list[psutil.Process], patience_s: float) -> None:
-    """Wait until `processes` have ended by themselves; end those that have not after `patience_s`."""
-    deadline = time.monotonic() + patience_s
-    while any(_is_running(process.pid) for process in processes) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    for process in processes:
-        if _is_running(process.pid):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:  # it was faster
-                continue
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

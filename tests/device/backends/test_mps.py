@@ -16,13 +16,9 @@ import psutil
 import pytest
 
 from fedmt_flower.device.backends import facts
-from fedmt_flower.device.backends.mps import (
-    MpsBackend,
-    OwnControl,
-    multiprocessors_of,
-    parse_pids,
-    percentage_for,
-)
+from fedmt_flower.device.backends.mps import MpsBackend
+from fedmt_flower.device.backends.mps_daemon import OwnControl, parse_pids
+from fedmt_flower.device.backends.mps_seats import multiprocessors_of, percentage_for
 from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Task
@@ -268,7 +264,7 @@ def test_the_daemon_ends_with_the_engine_however_that_ends(programs: Path, tmp_p
         f"""
         import os, signal
         from pathlib import Path
-        from fedmt_flower.device.backends.mps import OwnControl
+        from fedmt_flower.device.backends.mps_daemon import OwnControl
         pipe = Path({str(tmp_path / "pipe")!r})
         OwnControl({str(programs / facts.CONTROL)!r}, pipe, pipe.parent / "log", "GPU-0").start()
         os.kill(os.getpid(), signal.SIGKILL)
