@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fedmt_flower.device.ipc.state import Packing, empty_buffer, unpacked
-from fedmt_flower.device.training.graphs import CudaRecorder, NotRecorded, StepGraphs, _make_capturable
+from fedmt_flower.device.training.capturable import make_capturable
+from fedmt_flower.device.training.graphs import StepGraphs
+from fedmt_flower.device.training.recording import CudaRecorder, NotRecorded
 from fedmt_flower.device.training.seeding import choose_kernels
 from fedmt_flower.device.training.trainer import Loop
 from fedmt_flower.domain.profile import StepKind
@@ -180,7 +182,7 @@ def test_counts_and_rates_that_came_from_plain_steps_go_to_the_device() -> None:
     plain.step()
     capturable.load_state_dict(plain.state_dict())
     assert {held["step"].device.type for held in capturable.state.values()} == {"cpu"}
-    _make_capturable(capturable)
+    make_capturable(capturable)
     assert {held["step"].device.type for held in capturable.state.values()} == {"meta"}
     (group,) = capturable.param_groups
     assert (group["capturable"], group["lr"].device.type) == (True, "meta")

@@ -10,59 +10,28 @@ them, replay the same graph.
 from __future__ import annotations
 
 import logging
-import random
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedmt_flower.device.training.batches import Batch, Data, Selection, gathered, is_tensors, rows
-from fedmt_flower.device.training.faults import describe
-from fedmt_flower.device.training.numerics import float32
+from fedmt_flower.device.training.batches import Batch, Selection, gathered, rows
+from fedmt_flower.device.training.capturable import (
+    Signature,
+    host_state,
+    make_capturable,
+    signature_of,
+    unrepeatable,
+)
+from fedmt_flower.device.training.recording import CudaRecorder, NotRecorded, Recorder
 from fedmt_flower.device.training.training_step import TrainingStep
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.step import StepChoice
-from fedmt_flower.errors import FedMTError
 
 log = logging.getLogger(__name__)
-
-Signature = tuple[object, ...]
-
-_FEWEST = 3
-"""Whole batches of a round: the first and the second step are taken kernel by kernel."""
-_SYNCHRONIZING = "called a synchronizing CUDA operation"
-_PROTOTYPE = "Synchronization debug mode is a prototype"
-
-
-class NotRecorded(FedMTError):
-    """A step of which there can be no graph; the text says why."""
-
-
-class Recorder(Protocol):
-    """What turns work on a device into something to replay."""
-
-    def obstacle(self, device: torch.device) -> str:
-        """Why it records nothing on `device`; empty if it does."""
-        ...
-
-    def aside(self) -> AbstractContextManager[object]:
-        """Where work goes that a recording will repeat; the surrounding work waits for it."""
-        ...
-
-    def watch(self) -> AbstractContextManager[list[str]]:
-        """Lists, once it is left, where the host waited for the device meanwhile."""
-        ...
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Something that does `work`, which is not done now, each time; NotRecorded if that cannot be."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +68,11 @@ class StepGraphs:
 
     def watch(self, step: TrainingStep, take: Callable[[], None], signature: Signature) -> str:
         """Take a step by `take`; why there can be no graph of it, empty if there may be."""
-        before = _host_state(step)
+        before = host_state(step)
         with self.recorder.watch() as waits:
             take()
-        after = _host_state(step)
-        reason = _difference(before, after)
+        after = host_state(step)
+        reason = unrepeatable(before, after)
         if waits:
             reason = f"the host waits for the device at {waits[0]}"
         if reason:
@@ -181,7 +150,7 @@ class Steps:
         if self._wanted and obstacle:
             self._give_up(obstacle)
         if self._wanted:
-            _make_capturable(step.optimizer)
+            make_capturable(step.optimizer)
 
     @property
     def kind(self) -> StepKind:
@@ -193,7 +162,7 @@ class Steps:
         self._begun, self._graph = begun, None
         self._graphs.forget(self.step)
         if self._wanted:
-            _make_capturable(self.step.optimizer)
+            make_capturable(self.step.optimizer)
 
     def release(self) -> None:
         """Give the graph's memory back; the next step records it again."""
@@ -217,7 +186,7 @@ class Steps:
         self._begun = True
 
     def _take_whole(self, selection: Selection) -> None:
-        signature = None if self._graph else _signature(self.step, selection)
+        signature = None if self._graph else signature_of(self.step, selection)
         if signature is not None:
             self._graph = self._find(selection, signature)
         if self._graph is not None:
@@ -253,205 +222,3 @@ class Steps:
             raise NotRecorded(f"step 'graph' cannot be had: {reason}; take 'auto' or 'eager'")
         self._wanted, self.reason = False, reason
         self._graphs.tell(reason)
-
-
-def obstacle(
-    recorder: Recorder,
-    device: torch.device,
-    data: Data,
-    optimizer: torch.optim.Optimizer,
-    whole_batches: int,
-) -> str:
-    """Why a round takes no graph, as far as is known before its first step; empty if it may take one."""
-    if reason := recorder.obstacle(device):
-        return reason
-    if not is_tensors(data):
-        return f"its data is a {type(data).__name__}, not tensors in memory"
-    if any(part.device != device for part in data):
-        return "its data does not fit on the device"
-    if whole_batches < _FEWEST:
-        return f"a round of {whole_batches} whole batches is too short"
-    return _uncapturable(optimizer)
-
-
-class CudaRecorder:
-    """Records CUDA graphs."""
-
-    def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None
-
-    def obstacle(self, device: torch.device) -> str:
-        """Why it records nothing on `device`; empty if it does."""
-        return (
-            "" if device.type == "cuda" else f"graphs are recorded on NVIDIA GPUs, not on the {device.type}"
-        )
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """The stream that is recorded: autograd must have seen no other before (torch's rule)."""
-        here, stream = torch.cuda.current_stream(), self._recorded()
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream):
-            yield
-        here.wait_stream(stream)
-
-    @contextmanager
-    def watch(self) -> Iterator[list[str]]:
-        """Lists, once it is left, the lines at which torch says that the host waited."""
-        waits: list[str] = []
-        before = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                yield waits
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
-        for warning in said:
-            text = str(warning.message)
-            if _SYNCHRONIZING in text:
-                waits.append(f"{Path(warning.filename).name}:{warning.lineno}")
-            elif _PROTOTYPE not in text:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """A graph's `replay`; see `Recorder.record`."""
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        here = torch.cuda.current_stream()
-        cause = ""
-        try:
-            # Other threads of the process, such as a library's, may use CUDA as they like meanwhile.
-            with torch.cuda.graph(
-                graph, pool=pool, stream=self._recorded(), capture_error_mode="thread_local"
-            ):
-                try:
-                    work()
-                except Exception as error:
-                    # Its text alone: the exception would keep this frame, and so the pool's tensors, alive.
-                    cause = describe(error)
-                    raise
-        except Exception as error:
-            self._stream = None
-            _recover(pool, here)
-            raise NotRecorded(f"recording it raised {cause or describe(error)}") from error
-        return graph.replay
-
-    def _recorded(self) -> torch.cuda.Stream:
-        if self._stream is None:
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        return self._stream
-
-
-def _recover(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
-    """Have torch forget a recording that failed and go on in `stream`, none of which it does by itself.
-
-    By the source of 2.11, its context manager leaves the recorded stream current; its allocator goes on
-    believing that a graph is recorded, and asserts that none is when memory is given back; its generator
-    refuses the next draw. Later versions tell the allocator.
-    """
-    torch.cuda.set_stream(stream)
-    device = torch.cuda.current_device()
-    try:
-        torch._C._cuda_endAllocateToPool(device, pool)
-    except RuntimeError as error:
-        log.debug("the allocator knows: %s", error)
-    else:
-        torch._C._cuda_releasePool(device, pool)
-    generator = torch.cuda.default_generators[device]
-    generator.graphsafe_set_state(generator.clone_state())
-    torch.cuda.synchronize()
-
-
-@dataclass(frozen=True, slots=True)
-class _HostState:
-    """What a step may change on the host, where no graph would change it."""
-
-    generators: tuple[object, ...]
-    attributes: tuple[tuple[str, str, object], ...]
-    addresses: tuple[int, ...]
-
-
-def _host_state(step: TrainingStep) -> _HostState:
-    legacy = np.random.get_state(legacy=False)
-    return _HostState(
-        generators=(
-            torch.get_rng_state().numpy().tobytes(),
-            random.getstate(),
-            repr(legacy["state"]["pos"]),
-            legacy["state"]["key"].tobytes(),
-        ),
-        attributes=tuple(
-            (name, key, value)
-            for name, module in step.model.named_modules()
-            for key, value in vars(module).items()
-            if isinstance(value, (bool, int, float, str))
-        ),
-        addresses=(*_addresses(step.model), *(tensor.data_ptr() for tensor in step.tensors())),
-    )
-
-
-def _difference(before: _HostState, after: _HostState) -> str:
-    if before.generators != after.generators:
-        return "each step draws from a generator of the host, and a graph would repeat one draw"
-    changed = set(after.attributes) - set(before.attributes)
-    if changed or len(before.attributes) != len(after.attributes):
-        module, key = min((name, key) for name, key, _ in changed) if changed else ("", "an attribute")
-        return f"each step changes {'.'.join(filter(None, (module, key)))} of the model on the host"
-    if before.addresses != after.addresses:
-        return "each step puts new tensors in the place of the model's or the optimizer's"
-    return ""
-
-
-def _addresses(model: nn.Module) -> Iterator[int]:
-    yield from (tensor.data_ptr() for tensor in model.parameters())
-    yield from (tensor.data_ptr() for tensor in model.buffers())
-
-
-def _signature(step: TrainingStep, selection: Selection) -> Signature:
-    """What a graph has built in: two steps of one signature differ in the values of tensors alone."""
-    settings = tuple(
-        tuple((name, repr(value)) for name, value in sorted(group.items()) if not _is_data(name, value))
-        for group in step.optimizer.param_groups
-    )
-    return (
-        id(step.model),
-        tuple(_addresses(step.model)),
-        tuple(weight.data_ptr() for weight in step.weights),
-        id(step.objective),
-        type(step.optimizer),
-        settings,
-        tuple((tuple(tensor.shape), tensor.dtype) for tensor in step.tensors()),
-        step.mu,
-        step.rules,
-        tuple((len(selection.index), *tensor.shape[1:], tensor.dtype) for tensor in selection.tensors),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.benchmark,
-        float32(),
-    )
-
-
-def _is_data(name: str, value: object) -> bool:
-    return name == "params" or isinstance(value, Tensor)
-
-
-def _uncapturable(optimizer: torch.optim.Optimizer) -> str:
-    if type(optimizer) is torch.optim.SGD or all("capturable" in group for group in optimizer.param_groups):
-        return ""
-    kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-    return f"its optimizer {kind} has no `capturable`: part of its state may lie on the host"
-
-
-def _make_capturable(optimizer: torch.optim.Optimizer) -> None:
-    """Have `optimizer` keep on the device whatever changes from step to step, and from round to round."""
-    for group in optimizer.param_groups:
-        if "capturable" in group:
-            group["capturable"] = True
-        takes_tensor = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) or group.get("fused")
-        if takes_tensor and group["params"]:
-            device = group["params"][0].device
-            # A clone, since a loaded one is a view of all that was loaded, copied with it.
-            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device).clone()
-        for weight in group["params"]:
-            # A process that took plain steps only may have counted them on the host.
-            if "step" in (held := optimizer.state.get(weight, {})):
-                held["step"] = torch.as_tensor(held["step"], dtype=torch.float32, device=weight.device)

@@ -20,7 +20,8 @@ from fedmt_flower.device.training.batches import (
     whole_batches,
 )
 from fedmt_flower.device.training.binding import lookup, names
-from fedmt_flower.device.training.graphs import StepGraphs, Steps, obstacle
+from fedmt_flower.device.training.capturable import obstacle
+from fedmt_flower.device.training.graphs import StepGraphs, Steps
 from fedmt_flower.device.training.training_step import Objective, TrainingStep
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.step import Precision, StepChoice, StepRules
