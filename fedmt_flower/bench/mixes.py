@@ -76,6 +76,11 @@ def synthetic_task(name: str, batch: int = BATCH, quick: bool = False, **paramet
     )
 
 
+def at_batch(task: Task, batch: int) -> Task:
+    """The task with another batch size."""
+    return replace(task, parameters={**task.parameters, "batch_size": batch})
+
+
 def volumes_of(seconds: float, rates: Sequence[float], parts: Sequence[int], batch: int) -> tuple[int, ...]:
     """Dᵢ in samples, whole batches in the ratio of `parts`: a round in turn takes about `seconds`.
 

@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import seated, solo, volumes_of
+from fedmt_flower.bench.mixes import at_batch, seated, solo, volumes_of
 from fedmt_flower.bench.models import choose, profiled
 from fedmt_flower.bench.result import Json
 from fedmt_flower.device.planner.models import Chosen
@@ -31,17 +31,32 @@ def levels(profiler: Profiler) -> tuple[float, ...]:
 
 
 def features(
-    bench: Bench, profiler: Profiler, tasks: Sequence[Task]
+    bench: Bench,
+    profiler: Profiler,
+    tasks: Sequence[Task],
+    batches: Sequence[Sequence[int]] | None = None,
 ) -> tuple[DeviceFeatures, Mapping[str, TaskFeatures]]:
-    """The device and the tasks as the throughput model sees them; each task at its own batch size.
+    """The device and the tasks as the throughput model sees them.
 
     A profile of the same kind of device that has a task is believed, see `recalled`; other tasks are
     measured, once in a benchmark's record.
+
+    Parameters
+    ----------
+    batches
+        The sizes between which a plan may choose for each of `tasks`; None is each task's own alone. The
+        model knows nothing of how a task's speed follows its batch size but what was measured here.
     """
+    choices = dict(zip((task.name for task in tasks), batches or ((),) * len(tasks), strict=True))
     given = profiled(bench.options.profiles) if bench.options.profiles else ()
     believed = [sample for sample in given if sample.device.name == bench.machine.gpu]
     known = {task.name: found for task in tasks if (found := recalled(task, believed)) is not None}
-    measured = _measured(bench, profiler, [task for task in tasks if task.name not in known])
+    unknown = {
+        task.name: (task, [size for size in choices[task.name] if size != _own(task)])
+        for task in tasks
+        if task.name not in known
+    }
+    measured = _measured(bench, profiler, unknown)
     known |= {name: msgspec.convert(values["task"], TaskFeatures) for name, values in measured.items()}
     if believed:
         return believed[0].device, {task.name: known[task.name] for task in tasks}
@@ -120,34 +135,48 @@ def chosen(
     return seated(profiler, tasks, planned["budgets"])
 
 
-def _measured(bench: Bench, profiler: Profiler, tasks: Sequence[Task]) -> dict[str, dict[str, Json]]:
-    """What each of `tasks` is alone, with the whole device and with a quarter of it."""
+def _measured(
+    bench: Bench, profiler: Profiler, tasks: Mapping[str, tuple[Task, Sequence[int]]]
+) -> dict[str, dict[str, Json]]:
+    """What each task is alone: with the whole device, there at other batch sizes too, and with a quarter."""
     quarter = device_steps(profiler.backend, [QUARTER])[0]
-    seats = {task.name: (solo(profiler, task), Probe(task, profiler.seat(quarter))) for task in tasks}
-    cells = {task.name: f"features | {task.name}" for task in tasks}
+    cells = {name: f"features | {name}" for name in tasks}
+    probes = {
+        name: [
+            solo(profiler, task),
+            Probe(task, profiler.seat(quarter)),
+            *(solo(profiler, at_batch(task, size)) for size in others),
+        ]
+        for name, (task, others) in tasks.items()
+    }
     # All at once: workers start side by side.
     new = [name for name, cell in cells.items() if bench.recorder.find(cell) is None]
-    profiler.prepare([probe for name in new for probe in seats[name]])
+    profiler.prepare([probe for name in new for probe in probes[name]])
 
-    def measure(task: Task) -> dict[str, Json]:
-        whole, part = seats[task.name]
-        said = profiler.describe(whole)
+    def measure(name: str) -> dict[str, Json]:
+        task, others = tasks[name]
+        said = profiler.describe(probes[name][0])
         if said.device is None:
-            raise EngineError(f"task {task.name}: its worker told nothing of its device")
-        rate, slower = (profiler.measure([probe]).rates[0] for probe in (whole, part))
+            raise EngineError(f"task {name}: its worker told nothing of its device")
+        rate, slower, *rates = (profiler.measure([probe]).rates[0] for probe in probes[name])
         taken = TaskFeatures(
-            task=task.name,
+            task=name,
             model=_model(task),
             flops=said.flops,
             traffic=said.traffic,
             solo_rate=rate,
-            reference_batch=int(task.parameters["batch_size"]),
+            reference_batch=_own(task),
             step=said.step,
             quarter_share=quarter_share(slower / rate, quarter),
+            batch_rates=tuple(zip(others, rates, strict=True)),
         )
         return {"device": asdict(said.device), "task": asdict(taken)}
 
-    return {task.name: bench.recorder.take(cells[task.name], partial(measure, task)) for task in tasks}
+    return {name: bench.recorder.take(cells[name], partial(measure, name)) for name in tasks}
+
+
+def _own(task: Task) -> int:
+    return int(task.parameters["batch_size"])
 
 
 def _model(task: Task) -> str:

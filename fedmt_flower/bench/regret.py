@@ -6,13 +6,13 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from fedmt_flower.bench.driver import Bench
-from fedmt_flower.bench.mixes import BATCH, solo, synthetic_tasks
+from fedmt_flower.bench.mixes import BATCH, at_batch, solo, synthetic_tasks
 from fedmt_flower.bench.models import choose
 from fedmt_flower.bench.planned import features
 from fedmt_flower.bench.rates import WINDOW
@@ -23,7 +23,6 @@ from fedmt_flower.device.profile.profiler import Probe, Profiler, Window
 from fedmt_flower.device.profile.survey import device_steps
 from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import CoRunSample
-from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.budgets import CAUTION, BudgetProblem
 from fedmt_flower.planning.search import solve
@@ -175,7 +174,7 @@ class _Study:
 
     def _choose(self) -> dict[str, Json]:
         """Our schedule for each objective, by a model that has not seen what the setting says."""
-        device, known = features(self._bench, self._profiler, self._tasks)
+        device, known = features(self._bench, self._profiler, self._tasks, self._batches)
 
         def keeps(sample: CoRunSample) -> bool:
             if self._bench.settings["elsewhere"]:
@@ -249,7 +248,7 @@ class _Study:
 
     def _probes(self, schedule: Schedule) -> tuple[Probe, ...]:
         return tuple(
-            Probe(_at(task, batch), self._profiler.seat(budget))
+            Probe(at_batch(task, batch), self._profiler.seat(budget))
             for task, (batch, budget) in zip(self._tasks, schedule, strict=True)
         )
 
@@ -263,10 +262,6 @@ def parse(words: str) -> Schedule:
     """What `text` wrote."""
     pairs = (place.split("@") for place in words.split("+"))
     return tuple((int(batch), float(budget)) for batch, budget in pairs)
-
-
-def _at(task: Task, batch: int) -> Task:
-    return replace(task, parameters={**task.parameters, "batch_size": batch})
 
 
 def _batches(name: str, quick: bool) -> tuple[tuple[int, ...], ...]:

@@ -54,6 +54,11 @@ def test_a_driver_leaves_a_whole_record(name: str, tmp_path: Path) -> None:
         assert picture.read_bytes().startswith(b"\x89PNG")
     if name == "round":
         check_rounds_of_the_same_seats(result)
+    if name in {"regret", "regret-elsewhere"}:
+        # A plan chooses between these sizes: how fast a task is with each was measured.
+        tasks = [sample.values["task"] for sample in result.samples if sample.cell.startswith("features")]
+        assert tasks
+        assert all([size for size, _ in task["batch_rates"]] == [4] for task in tasks)
     if name in {"equality", "faults", "federation", "instead"}:
         # How long it takes on a busy host is not what this test is about.
         timed = ("seconds", "one run of all")
