@@ -20,7 +20,8 @@ from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_tas
 from fedmt_flower.bench.planned import chosen, volumes_in_turn
 from fedmt_flower.bench.rates import WINDOW, seats_of, take_rate
 from fedmt_flower.bench.result import Bar, Json, Result
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.measurement import Probe
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.domain.allocation import Objective
 
 CLAIM = "tasks that share the GPU under budgets train faster together than in turn"
@@ -115,7 +116,9 @@ class _Setting:
         recorder = self._bench.recorder
         if recorder.has_all(cells, repeats):
             return True
-        warm = self._profiler.prepare_only([probe for placed in self._placed.values() for probe in placed])
+        warm = self._profiler.workers.prepare_only(
+            [probe for placed in self._placed.values() for probe in placed]
+        )
         self._bench.facts.setdefault("numerics", next(iter(warm.values())).numerics if warm else {})
         covered = {volume: self._volumes(volume) for volume in VOLUMES}
         together = {cell: self._together(cell) for cell in cells}

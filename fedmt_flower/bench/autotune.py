@@ -30,7 +30,7 @@ def run(bench: Bench) -> bool:
                 name = cell.split(" | ")[0]
                 task = synthetic_task(name, int(bench.settings["batch"]), bench.options.quick)
                 probe = solo(profiler, task)
-                (said,) = profiler.prepare([probe]).values()
+                (said,) = profiler.workers.prepare([probe]).values()
                 rates = [profiler.measure([probe]).rates[0] for _ in range(3)]
                 values: dict[str, Json] = {
                     "first_steps_s": round(said.seconds, 3),
@@ -39,7 +39,7 @@ def run(bench: Bench) -> bool:
                     "numerics": said.numerics,
                 }
                 recorder.add(cell, repeat, values)
-                profiler.dismiss()
+                profiler.workers.dismiss()
     return recorder.has_all(cells, 1)
 
 

@@ -12,7 +12,8 @@ from fedmt_flower.bench.mixes import SCHEMES, by_step, probes, solo, synthetic_t
 from fedmt_flower.bench.planned import chosen, features
 from fedmt_flower.bench.rates import WINDOW, Cells, take_rates
 from fedmt_flower.bench.result import Json
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.measurement import Probe
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.domain.allocation import Objective
 
 _OBJECTIVE: Final = Objective.RAW
@@ -68,7 +69,7 @@ class _Sweep:
         pools = recorder.take(pools_cell(self._kind), lambda: self._pools(placed))["pools"]
         cells = [self._cells(position, pool, placed) for position, pool in enumerate(pools)]
         for position, own in enumerate(cells):
-            self._profiler.dismiss(keep=[probe for together in own.values() for probe in together])
+            self._profiler.workers.dismiss(keep=[probe for together in own.values() for probe in together])
             part, now = len(own) / sum(map(len, cells[position:])), time.monotonic()
             complete &= take_rates(self._bench, self._profiler, own, now + part * (until - now))
         return complete
@@ -89,7 +90,7 @@ class _Sweep:
             name: {probe.key for together in (*schemes.values(), self._alone(name)) for probe in together}
             for name, schemes in placed.items()
         }
-        return {"pools": packed(needs, self._profiler.room)}
+        return {"pools": packed(needs, self._profiler.workers.room)}
 
     def _cells(
         self, position: int, pool: Sequence[str], placed: Mapping[str, Mapping[str, Sequence[Probe]]]

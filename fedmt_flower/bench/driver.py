@@ -24,7 +24,8 @@ from fedmt_flower.device.backends.cpu import CpuBackend
 from fedmt_flower.device.backends.mps import MpsBackend
 from fedmt_flower.device.engine.client import EngineClient
 from fedmt_flower.device.engine.connection import connect
-from fedmt_flower.device.profile.profiler import Profiler, Window
+from fedmt_flower.device.profile.measurement import Window
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.device.profile.telemetry import Usage, source_for
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.errors import ConfigError, EngineError, expected_one_of
@@ -214,8 +215,8 @@ class Bench:
                 self.facts["telemetry lacks"] = profiler.telemetry.lacks
                 yield profiler
                 self.facts["started in the last call"] = {
-                    "workers": profiler.started,
-                    "seconds": round(profiler.starting_s, 1),
+                    "workers": profiler.workers.started,
+                    "seconds": round(profiler.workers.starting_s, 1),
                 }
 
     @contextmanager
@@ -240,7 +241,7 @@ class Bench:
             with self.part(name):
                 whole = part(self, profiler, name).run(until)
             complete &= whole
-            profiler.begin_anew()
+            profiler.workers.begin_anew()
         return complete
 
     @contextmanager

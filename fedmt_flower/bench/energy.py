@@ -21,7 +21,8 @@ from fedmt_flower.bench.planned import chosen, volumes_in_turn
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.shares import Repeats, repeats
 from fedmt_flower.bench.spread import spread
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.measurement import Probe
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.domain.allocation import Objective
 
 CLAIM = "a round of tasks that share the device takes fewer joules than the same round in turn"
@@ -112,7 +113,7 @@ class _Setting:
         best = recorder.take(f"{self._name} | {_STATIC}", lambda: self._best(placed[PLAIN], volume))["scheme"]
         placed[PLAIN][_STATIC] = placed[PLAIN][best]
         wanted = {cell: placed[kind][scheme] for cell, (kind, scheme) in cells.items()}
-        self._profiler.prepare_only([probe for together in wanted.values() for probe in together])
+        self._profiler.workers.prepare_only([probe for together in wanted.values() for probe in together])
         for cell, repeat in recorder.interleave(list(cells), times, until):
             values, spoiled = self._round(wanted[cell], volume, in_turn=cells[cell][1] == _TEMPORAL)
             recorder.add(cell, repeat, values, spoiled)
@@ -131,7 +132,7 @@ class _Setting:
 
     def _best(self, placed: Mapping[str, tuple[Probe, ...]], volume: int) -> dict[str, Json]:
         """The equal budgets whose round takes the fewest joules; the shortest where none are counted."""
-        self._profiler.prepare([probe for scheme in EQUAL for probe in placed[scheme]])
+        self._profiler.workers.prepare([probe for scheme in EQUAL for probe in placed[scheme]])
         tried = {scheme: self._round(placed[scheme], volume)[0] for scheme in EQUAL}
 
         def cost(scheme: str) -> tuple[float, float]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 from fedmt_flower.bench.result import Json
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.measurement import Probe
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.plan import Sharing

@@ -10,7 +10,8 @@ from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_tasks, volumes_of
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.spread import spread
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.measurement import Probe
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.plots.curves import Curve, curves_png
 
 CLAIM = "sharing keeps more of the GPU's warps at work than running in turn"
@@ -39,7 +40,7 @@ def run(bench: Bench) -> bool:
     with bench.profiler(hertz=50.0) as profiler:
         placed = {scheme: probes(profiler, tasks, SCHEMES[scheme]) for scheme in COMPARED}
         if not recorder.has_all(COMPARED, count):
-            profiler.prepare([probe for together in placed.values() for probe in together])
+            profiler.workers.prepare([probe for together in placed.values() for probe in together])
             alone = [solo(profiler, task) for task in tasks]
             volume = recorder.take("volume", lambda: _volume(profiler, alone, bench.settings))["samples"]
             for scheme, repeat in recorder.interleave(COMPARED, count):

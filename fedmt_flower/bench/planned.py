@@ -13,7 +13,8 @@ from fedmt_flower.bench.mixes import at_batch, seated, solo, volumes_of
 from fedmt_flower.bench.models import choose, profiled
 from fedmt_flower.bench.result import Json
 from fedmt_flower.device.planner.models import Chosen
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.measurement import Probe
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.device.profile.survey import PERCENTAGES, QUARTER, device_steps
 from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import CoRunSample, DeviceFeatures, StepKind, TaskFeatures
@@ -151,7 +152,7 @@ def _measured(
     }
     # All at once: workers start side by side.
     new = [name for name, cell in cells.items() if bench.recorder.find(cell) is None]
-    profiler.prepare([probe for name in new for probe in probes[name]])
+    profiler.workers.prepare([probe for name in new for probe in probes[name]])
 
     def measure(name: str) -> dict[str, Json]:
         task, others = tasks[name]

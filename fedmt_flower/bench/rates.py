@@ -8,7 +8,8 @@ from typing import Final
 
 from fedmt_flower.bench.driver import Bench, usage_values
 from fedmt_flower.bench.result import Json
-from fedmt_flower.device.profile.profiler import Probe, Profiler, Window
+from fedmt_flower.device.profile.measurement import Probe, Window
+from fedmt_flower.device.profile.profiler import Profiler
 
 Cells = Mapping[str, Sequence[Probe]]
 """Tasks in their seats, by the cell of their samples."""
@@ -24,7 +25,7 @@ def take_rates(bench: Bench, profiler: Profiler, cells: Cells, until: float) -> 
         return True
     if time.monotonic() >= until:
         return False
-    profiler.prepare([probe for together in cells.values() for probe in together])
+    profiler.workers.prepare([probe for together in cells.values() for probe in together])
     for cell, repeat in recorder.interleave(list(cells), repeats, until, alike=lambda c: seats_of(cells[c])):
         take_rate(bench, profiler, cell, repeat, cells[cell])
     return recorder.has_all(list(cells), repeats)

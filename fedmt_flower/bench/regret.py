@@ -19,7 +19,8 @@ from fedmt_flower.bench.rates import WINDOW
 from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.regret_table import Trial, judge, markdown, trials
 from fedmt_flower.bench.result import Json, Result
-from fedmt_flower.device.profile.profiler import Probe, Profiler, Window
+from fedmt_flower.device.profile.measurement import Probe, Window
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.device.profile.survey import device_steps
 from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import CoRunSample
@@ -144,7 +145,7 @@ class _Study:
             return False
         best = recorder.take(f"{self._name} | best", lambda: {"tried": self._best()})["tried"]
         contenders = list(dict.fromkeys(map(parse, [*chosen["ours"].values(), *best])))
-        self._profiler.prepare_only(
+        self._profiler.workers.prepare_only(
             [*self._needed(contenders), *(solo(self._profiler, task) for task in self._tasks)]
         )
         for cell, repeat in recorder.interleave([final], repeats, until):
@@ -160,7 +161,7 @@ class _Study:
         cells = list(tried)
         if recorder.find(f"{self._name} | best") is not None or recorder.has_all(cells, 1):
             return True
-        self._profiler.prepare(self._needed(list(tried.values())))
+        self._profiler.workers.prepare(self._needed(list(tried.values())))
         now = time.monotonic()
         end = now + _TRYING * (until - now)
         # Those that share their first task's worker one after the other, since one that rested must be woken;

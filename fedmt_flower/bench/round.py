@@ -12,7 +12,8 @@ from fedmt_flower.bench.planned import problem_of, volumes_in_turn
 from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.round_table import BEST, FEDMT, TEMPORAL, YIELDING, judge, markdown
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.measurement import Probe
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.planning.search import solve
 
 CLAIM = "budgets chosen by a model make whole rounds as short as the best equal budgets, or shorter"
@@ -79,7 +80,7 @@ class _Mix:
         if recorder.left_s <= 0:
             return False
         # Before the time is shared out: the first round shall not pay for the workers of all.
-        self._profiler.prepare([*self._searching(), *itertools.chain(*self._baselines().values())])
+        self._profiler.workers.prepare([*self._searching(), *itertools.chain(*self._baselines().values())])
         complete = True
         for ratio, end in recorder.shares(ratios, until):
             complete &= self._run_round(f"{self._name} | {ratio}", ratio, end)
@@ -102,8 +103,8 @@ class _Mix:
             return False
         contenders = self._contenders(cell, plan)
         wanted = [probe for placed in contenders.values() for probe in placed]
-        self._profiler.dismiss(keep=[*wanted, *self._searching()])  # other volumes had other budgets
-        self._profiler.prepare(wanted)
+        self._profiler.workers.dismiss(keep=[*wanted, *self._searching()])  # other volumes had other budgets
+        self._profiler.workers.prepare(wanted)
         for _, repeat in recorder.interleave([cell], self._repeats, until):
             self._run_all(cell, repeat, volumes, contenders)
         return recorder.has_all([cell], self._repeats)
@@ -145,7 +146,7 @@ class _Mix:
     def _search(self, cell: str, volumes: Mapping[str, int], until: float) -> bool:
         """Run a round of `volumes` under combinations of budgets, once each; whether all were run."""
         coarse = list(itertools.product(self._fitting(_COARSE), repeat=len(self._tasks)))
-        self._profiler.prepare(self._searching())
+        self._profiler.workers.prepare(self._searching())
         for refined in (False, True):
             points = self._neighbours(cell) if refined else coarse
             cells = [f"{cell} | {_text(budgets)}" for budgets in points]

@@ -12,7 +12,8 @@ from fedmt_flower.bench.rates import take_rates
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.shares import Together, repeats, together
 from fedmt_flower.bench.spread import Spread, spread
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.measurement import Probe
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.plots.curves import Curve, curves_png
 
 CLAIM = "moderate sharing beats both isolated and full sharing of the GPU"

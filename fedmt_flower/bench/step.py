@@ -12,7 +12,8 @@ from fedmt_flower.bench.rates import WINDOW, seats_of
 from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.step_table import CHOSEN, judge, markdown
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.measurement import Probe
+from fedmt_flower.device.profile.profiler import Profiler
 
 CLAIM = "fast steps and sharing multiply: together they are several times the eager rate in turn"
 
@@ -63,7 +64,7 @@ class _Setting:
         placed = {kind: self._placed(kind, volume) for kind in self._tasks}
         shared = [p for some in placed.values() for seats in some.values() for p in seats]
         alone = [solo(self._profiler, task) for tasks in self._tasks.values() for task in tasks]
-        self._profiler.prepare_only([*shared, *alone])
+        self._profiler.workers.prepare_only([*shared, *alone])
         recorder.take(f"{self._name} | limit", self._limit)
         for cell, repeat in recorder.interleave([self._name], repeats, until):
             self._take(cell, repeat, placed, volume)

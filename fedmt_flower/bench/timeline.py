@@ -50,7 +50,7 @@ def run(bench: Bench) -> bool:
     traced: dict[str, Lanes] = {}
     with bench.profiler() as profiler:
         placed = {scheme: probes(profiler, tasks, allocation) for scheme, allocation in SCHEMES.items()}
-        profiler.prepare([probe for together in placed.values() for probe in together])
+        profiler.workers.prepare([probe for together in placed.values() for probe in together])
         for scheme, together in placed.items():
             start, lanes = profiler.trace(together, seconds)
             traced[scheme] = {

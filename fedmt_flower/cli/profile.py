@@ -21,7 +21,8 @@ from fedmt_flower.bench.mixes import BATCH, ZOO, fast_step, synthetic_task
 from fedmt_flower.bench.result import installed, this_machine
 from fedmt_flower.cli.tables import plural
 from fedmt_flower.device.backends import chosen, make_backend
-from fedmt_flower.device.profile.profiler import Profiler, Window
+from fedmt_flower.device.profile.measurement import Window
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.device.profile.samples import Missing, Rates, SamplesFile
 from fedmt_flower.device.profile.survey import Step, Subject, Survey, profile_of
 from fedmt_flower.domain.device import Backend, DeviceSettings

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fedmt_flower.device.backends.cpu import CpuBackend
-from fedmt_flower.device.profile.profiler import Probe, Profiler, Window
+from fedmt_flower.device.profile.measurement import Probe, Window
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.device.profile.telemetry import Usage
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Scalar, Task
@@ -52,13 +53,13 @@ def test_rates_are_taken_together_and_from_whole_steps(profiler: Profiler) -> No
 
 def test_a_probe_keeps_its_worker_and_another_batch_has_another(profiler: Profiler) -> None:
     first = probe(profiler, "a")
-    profiler.prepare([first])
-    pid = profiler.pid(first)
+    profiler.workers.prepare([first])
+    pid = profiler.workers.pid(first)
     profiler.measure([first])
     larger = probe(profiler, "a", batch_size=32)
-    assert set(profiler.prepare([first, larger])) == {larger.key}
-    assert profiler.pid(first) == pid
-    assert profiler.pid(larger) != pid
+    assert set(profiler.workers.prepare([first, larger])) == {larger.key}
+    assert profiler.workers.pid(first) == pid
+    assert profiler.workers.pid(larger) != pid
 
 
 def test_a_round_runs_to_the_end_of_every_volume(profiler: Profiler) -> None:
@@ -72,14 +73,14 @@ def test_a_round_runs_to_the_end_of_every_volume(profiler: Profiler) -> None:
 
 def test_a_co_runner_that_dies_spoils_the_sample_which_is_taken_again(profiler: Profiler) -> None:
     a, b = probe(profiler, "a"), probe(profiler, "b")
-    profiler.prepare([a, b])
-    pid = profiler.pid(a)
+    profiler.workers.prepare([a, b])
+    pid = profiler.workers.pid(a)
     os.kill(pid, signal.SIGSTOP)
     threading.Timer(0.1, os.kill, (pid, signal.SIGKILL)).start()
     rates = profiler.measure([a, b])
     assert len(rates.spoiled) == 1
     assert f"worker {pid}" in rates.spoiled[0]
-    assert profiler.pid(a) != pid
+    assert profiler.workers.pid(a) != pid
     assert min(rates.rates) > 0
 
 
@@ -113,16 +114,16 @@ def test_a_round_in_turn_spends_the_joules_of_its_tasks_alone(
 def test_a_task_that_cannot_train_is_an_error_that_names_it(profiler: Profiler) -> None:
     broken = Probe(replace(task("broken"), model="fedmt_flower.tasks.models:nothing"), profiler.seat(1.0))
     with pytest.raises(EngineError, match="broken"):
-        profiler.prepare([broken])
+        profiler.workers.prepare([broken])
 
 
 def test_dismissed_workers_are_gone(profiler: Profiler) -> None:
     a, b = probe(profiler, "a"), probe(profiler, "b")
-    profiler.prepare([a, b])
-    gone = profiler.pid(b)
-    profiler.dismiss(keep=[a])
+    profiler.workers.prepare([a, b])
+    gone = profiler.workers.pid(b)
+    profiler.workers.dismiss(keep=[a])
     assert not Path(f"/proc/{gone}").exists()
-    assert Path(f"/proc/{profiler.pid(a)}").exists()
+    assert Path(f"/proc/{profiler.workers.pid(a)}").exists()
 
 
 def test_the_whole_device_is_the_reference(profiler: Profiler) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedmt_flower.device.backends.cpu import CpuBackend
-from fedmt_flower.device.profile.profiler import Profiler, Window
+from fedmt_flower.device.profile.measurement import Window
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.device.profile.samples import Rates, SamplesFile, read_samples
 from fedmt_flower.device.profile.survey import Step, Subject, Survey, device_steps, profile_of
 from fedmt_flower.domain.plan import Sharing

@@ -10,7 +10,8 @@ from typing import Final
 
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.profile import samples
-from fedmt_flower.device.profile.profiler import Probe, Profiler
+from fedmt_flower.device.profile.measurement import Probe
+from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.device.profile.samples import SamplesFile
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Task
@@ -140,12 +141,12 @@ class Survey:
     def _warm(self, block: Block) -> None:
         """Have the block's workers, and the features of tasks that are new."""
         probes = [self._probe(place) for place in block.places]
-        self._profiler.dismiss(keep=probes)
+        self._profiler.workers.dismiss(keep=probes)
         for task in dict.fromkeys(place.task for place in block.places):
             if task not in self._file.described:
                 self._describe(task)
         try:
-            self._profiler.prepare(probes)
+            self._profiler.workers.prepare(probes)
         except EngineError as error:
             # It shows in the settings that need that worker; the others can do without it.
             log.warning("a worker cannot be started: %s", error)
