@@ -15,10 +15,10 @@ from fedmt_flower.bench.allocation_table import (
     round_gain,
     rows,
 )
-from fedmt_flower.bench.driver import Bench, usage_values
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_tasks
 from fedmt_flower.bench.planned import chosen, volumes_in_turn
-from fedmt_flower.bench.rates import WINDOW, seats_of, take_rate
+from fedmt_flower.bench.rates import WINDOW, seats_of, take_rate, usage_values
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device.profile.measurement import Probe
 from fedmt_flower.device.profile.profiler import Profiler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import BATCH, solo, synthetic_task
 from fedmt_flower.bench.result import Json, Result
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fedmt_flower.bench.allocation_table import interval
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, computed, makespan
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_tasks
 from fedmt_flower.bench.recorder import shuffled

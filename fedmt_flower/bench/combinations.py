@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.combination_table import FEDMT, TOGETHER, alone_cell, name_of, pools_cell
-from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import SCHEMES, by_step, probes, solo, synthetic_tasks
 from fedmt_flower.bench.planned import chosen, features
 from fedmt_flower.bench.rates import WINDOW, Cells, take_rates

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from fedmt_flower.bench.allocation_table import EQUAL, SETTINGS, interval
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import (
     BATCH,
     FAST,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.models import profiled
 from fedmt_flower.device.contract import Weights
 from fedmt_flower.device.engine.client import EngineClient

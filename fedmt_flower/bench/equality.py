@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import BATCH, synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device.contract import Weights

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.deployment import deployed, partitions
-from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.bench.spread import spread
 

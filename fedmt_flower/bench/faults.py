@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from fedmt_flower.bench.driver import Bench, memory_in_use
-from fedmt_flower.bench.leftovers import left_bars, left_behind
+from fedmt_flower.bench.bench import Bench
+from fedmt_flower.bench.leftovers import left_bars, left_behind, memory_in_use
 from fedmt_flower.bench.mixes import BATCH, synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device.backends import facts

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.deployment import deployed, partitions
-from fedmt_flower.bench.driver import Bench, memory_in_use
-from fedmt_flower.bench.leftovers import left_bars, left_behind
+from fedmt_flower.bench.leftovers import left_bars, left_behind, memory_in_use
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device.engine.connection import running
 from fedmt_flower.domain.plan import Sharing

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fedmt_flower.bench import stock
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.deployment import Deployment, NotEnded, deployed, partitions
-from fedmt_flower.bench.driver import Bench, memory_in_use
-from fedmt_flower.bench.leftovers import left_bars, left_behind
+from fedmt_flower.bench.leftovers import left_bars, left_behind, memory_in_use
 from fedmt_flower.bench.mixes import BATCH
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import Spread, spread

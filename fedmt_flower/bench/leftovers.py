@@ -5,12 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from fedmt_flower.bench.driver import Options, memory_in_use, processes_marked
+import psutil
+
+from fedmt_flower.bench.bench import Options
 from fedmt_flower.bench.result import Bar, Json
+from fedmt_flower.device.profile.telemetry import source_for
 from fedmt_flower.domain.device import Backend
 
 _MEMORY_BYTES = 64 << 20
 """How far the GPU's memory in use may be from what it was before: other processes come and go."""
+
+
+def memory_in_use(options: Options) -> int:
+    """Bytes in use on the benchmark's device."""
+    source = source_for(options.backend, options.index)
+    try:
+        return source.read().memory_bytes
+    finally:
+        source.close()
+
+
+def processes_marked(variable: str, value: str) -> list[int]:
+    """The processes that were started with `variable` set to `value` and have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:  # gone meanwhile, or another user's
+            continue
+    return found
 
 
 def left_behind(

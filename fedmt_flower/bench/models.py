@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedmt_flower.bench import specimen
-from fedmt_flower.bench.driver import Options
+from fedmt_flower.bench.bench import Options
 from fedmt_flower.device.planner.models import Chosen, Models
 from fedmt_flower.device.profile.samples import read_samples
 from fedmt_flower.domain.profile import CoRunSample, DeviceFeatures, TaskFeatures

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from fedmt_flower.bench.allocation_table import interval
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, solo, synthetic_tasks, volumes_of
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.bench.spread import spread

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedmt_flower.bench.allocation_table import interval
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.engine_rounds import chosen_budgets, computed
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result, Sample

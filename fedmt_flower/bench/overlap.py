@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from fedmt_flower.bench.allocation_table import SETTINGS, interval
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, compute_span, makespan
 from fedmt_flower.bench.mixes import BATCH, synthetic_tasks
 from fedmt_flower.bench.recorder import shuffled

@@ -8,7 +8,7 @@ from functools import partial
 
 import msgspec
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import at_batch, seated, solo, volumes_of
 from fedmt_flower.bench.models import choose, profiled
 from fedmt_flower.bench.result import Json

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.models import profiled
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.specimen import draw_samples

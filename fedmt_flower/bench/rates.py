@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Final
 
-from fedmt_flower.bench.driver import Bench, usage_values
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.result import Json
 from fedmt_flower.device.profile.measurement import Probe, Window
 from fedmt_flower.device.profile.profiler import Profiler
+from fedmt_flower.device.profile.telemetry import Usage
 
 Cells = Mapping[str, Sequence[Probe]]
 """Tasks in their seats, by the cell of their samples."""
@@ -48,3 +50,11 @@ def take_rate(bench: Bench, profiler: Profiler, cell: str, repeat: int, together
         "steps": list(taken.steps),
     }
     bench.recorder.add(cell, repeat, values | usage_values(taken.usage), taken.spoiled)
+
+
+def usage_values(usage: Usage) -> dict[str, Json]:
+    """A device's usage as a record keeps it."""
+    values = {
+        key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(usage).items()
+    }
+    return values | {"slowdowns": sorted(usage.slowdowns)}

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import BATCH, at_batch, solo, synthetic_tasks
 from fedmt_flower.bench.models import choose
 from fedmt_flower.bench.planned import features

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, probes, seated, synthetic_tasks
 from fedmt_flower.bench.planned import problem_of, volumes_in_turn
 from fedmt_flower.bench.recorder import shuffled

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedmt_flower.bench.allocation_table import interval
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import BATCH, solo, synthetic_tasks
 from fedmt_flower.bench.rates import take_rates
 from fedmt_flower.bench.result import Bar, Json, Result, Sample

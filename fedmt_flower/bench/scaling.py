@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.combination_table import FEDMT, TOGETHER, Row, flagged, markdown, name_of, rows
 from fedmt_flower.bench.combinations import sweep
-from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.mixes import BATCH, FAST, PLAIN
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.bench.spread import Spread, spread

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.models import subjects
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.bench.searches import budget_regret, search_budgets, thinned

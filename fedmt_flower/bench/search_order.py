@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.models import subjects
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.searches import best_order, search_order

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import synthetic_task
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
 from fedmt_flower.bench.spread import spread

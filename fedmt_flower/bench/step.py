@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedmt_flower.bench.allocation_table import EQUAL, SETTINGS
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import BATCH, PLAIN, SCHEMES, by_step, probes, solo, synthetic_tasks
 from fedmt_flower.bench.planned import chosen, features, volumes_in_turn
 from fedmt_flower.bench.rates import WINDOW, seats_of

@@ -19,8 +19,8 @@ from typing import Final
 import numpy as np
 
 from fedmt_flower.bench import freight
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.deployment import Deployment, Node, deployed
-from fedmt_flower.bench.driver import Bench
 from fedmt_flower.bench.namespaces import Meter, Network, Reading, inside, joined, unavailable
 from fedmt_flower.bench.result import Bar, Json, Result
 from fedmt_flower.device.engine.connection import connect

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from fedmt_flower.bench.allocation_table import interval
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.engine_rounds import chosen_budgets, makespan
 from fedmt_flower.bench.mixes import SCHEMES, fast_step
 from fedmt_flower.bench.result import Bar, Json, Result, Sample

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from fedmt_flower.bench.driver import Bench
+from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import BATCH, probes, synthetic_tasks
 from fedmt_flower.bench.result import Json, Result
 from fedmt_flower.device.ipc.steps import Kernel

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmt_flower.bench import report
-from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, HOST, Options, load_driver, measure
+from fedmt_flower.bench.bench import Options
+from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, HOST, load_driver, measure
 from fedmt_flower.bench.result import Result
 from fedmt_flower.device.backends import facts
 from fedmt_flower.domain.device import Backend

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedmt_flower.bench import allocation_table, energy, mixes, regret, report
-from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, Bench, Options, load_driver, measure
+from fedmt_flower.bench.bench import Bench, Options
+from fedmt_flower.bench.driver import BUDGETS_S, DRIVERS, load_driver, measure
 from fedmt_flower.bench.result import Json, Result, load
 from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.domain.device import Backend

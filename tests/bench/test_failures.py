@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedmt_flower.bench import driver
-from fedmt_flower.bench.driver import Bench, Options
+from fedmt_flower.bench.bench import Bench, Options
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.errors import EngineError
 

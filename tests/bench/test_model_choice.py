@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fedmt_flower.bench.driver import Options, measure
+from fedmt_flower.bench.bench import Options
+from fedmt_flower.bench.driver import measure
 from fedmt_flower.bench.models import choose, profiled, subjects
 from fedmt_flower.bench.specimen import BATCHES, DEVICE, ZOO, draw_samples
 from fedmt_flower.device.profile.samples import Device, Line, Profile, Rates, Sampled, Task

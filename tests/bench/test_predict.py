@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmt_flower.bench.driver import Options, measure
+from fedmt_flower.bench.bench import Options
+from fedmt_flower.bench.driver import measure
 from fedmt_flower.bench.predict import selection_regret
 from fedmt_flower.bench.specimen import Contention, draw_samples
 from fedmt_flower.domain.allocation import Objective

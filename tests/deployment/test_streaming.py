@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedmt_flower.bench import report
-from fedmt_flower.bench.driver import Options, measure
+from fedmt_flower.bench.bench import Options
+from fedmt_flower.bench.driver import measure
 from fedmt_flower.bench.namespaces import inside, joined, unavailable
 from fedmt_flower.bench.result import load
 from fedmt_flower.domain.device import Backend

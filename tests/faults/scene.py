@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import psutil
 
-from fedmt_flower.bench.driver import processes_marked
+from fedmt_flower.bench.leftovers import processes_marked
 from fedmt_flower.device.contract import Weights
 from fedmt_flower.device.engine.connection import RunningEngine, running
 from fedmt_flower.device.ipc.frames import EngineStatus, WorkerStatus

@@ -18,7 +18,7 @@ from bars import BARS
 from injections import INJECTIONS, Injection
 from scene import SURVIVORS, VICTIM, Played, Scene, same
 
-from fedmt_flower.bench.driver import processes_marked
+from fedmt_flower.bench.leftovers import processes_marked
 from fedmt_flower.bench.result import Bar, Json, Result, Sample, installed, save, this_machine
 from fedmt_flower.device.engine.connection import running
 from fedmt_flower.domain.round import Status
