@@ -128,15 +128,7 @@ def frame(
     tasks = [by_name[name] for name in names]
     levels = tuple(given.get(name, device.levels) for name in names)
     rules = coordination.batching
-    batches = tuple(
-        offered_batches(rules, f.features.task, f.features.reference_batch, f.examples, f.adapts)
-        for f in tasks
-    )
-    # What could not be trained with does not fit either.
-    batches = tuple(
-        tuple(b for b in row if b in f.memory) or row if f.memory else row
-        for f, row in zip(tasks, batches, strict=True)
-    )
+    batches = tuple(_fitting(rules, facts) for facts in tasks)
     limited = device.memory_limit > 0 and any(len(row) > 1 for row in batches)
     known = limited and all(set(row) <= set(f.memory) for f, row in zip(tasks, batches, strict=True))
     problem = BudgetProblem(
@@ -185,6 +177,13 @@ def workload_of(tasks: Iterable[TaskFacts]) -> Workload | None:
         for batch, rate in facts.features.batch_rates
     ]
     return fit_workload(steps) if len(steps) >= 3 else None
+
+
+def _fitting(rules: BatchRules, facts: TaskFacts) -> tuple[int, ...]:
+    """The batch sizes that a plan may choose; what could not be trained with does not fit either."""
+    own = facts.features.reference_batch
+    offered = offered_batches(rules, facts.features.task, own, facts.examples, facts.adapts)
+    return tuple(batch for batch in offered if batch in facts.memory) or offered
 
 
 def _most(allocation: Allocation, levels: Sequence[Sequence[float]], moderated: float) -> float:
