@@ -201,13 +201,7 @@ class FedMT(Strategy):
         )
         _log.info("Starting FedMT, %d rounds:", num_rounds)
         self.summary()
-        evaluate = server_evaluation(evaluate_fn, one=one)
-        if self._checkpoint is None:
-            play(rounds, num_rounds, evaluate, on_round)
-        else:
-            with Journal(self._checkpoint, tracks, self._made, self._seed) as journal:
-                rounds.seed = journal.seed
-                play(rounds, num_rounds, evaluate, on_round, journal)
+        self._play(rounds, num_rounds, server_evaluation(evaluate_fn, one=one), on_round)
         results = {track.name: track.result for track in tracks}
         return next(iter(results.values())) if one else results
 
@@ -265,6 +259,21 @@ class FedMT(Strategy):
         """The strategy of a federation of one task, which needs nothing merged."""
         strategies = list(self._strategies.values())
         return strategies[0] if len(strategies) == 1 and not self._discover else None
+
+    def _play(
+        self,
+        rounds: Rounds,
+        num_rounds: int,
+        evaluate: TaskEvaluateFn | None,
+        on_round: Callable[[FederationRound], None] | None,
+    ) -> None:
+        """Play the rounds; from the last checkpoint on, and kept, where there is a folder for them."""
+        if self._checkpoint is None:
+            play(rounds, num_rounds, evaluate, on_round)
+            return
+        with Journal(self._checkpoint, rounds.tracks, self._made, self._seed) as journal:
+            rounds.seed = journal.seed
+            play(rounds, num_rounds, evaluate, on_round, journal)
 
     def _configure(
         self, kind: Kind, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
