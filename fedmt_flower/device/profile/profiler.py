@@ -49,16 +49,10 @@ class Profiler:
 
     Parameters
     ----------
-    backend
-        The device; opened and closed here.
-    index
-        The GPU that telemetry watches.
-    directory
-        Private directory for the workers' logs.
+    backend, index, directory, autotune, hertz
+        See `WarmWorkers`.
     window
         How rates are taken.
-    autotune
-        Whether cuDNN times its algorithms for every new shape, which costs seconds at each worker's start.
     attempts
         How often a spoiled measurement is taken anew before it is an error.
     """
