@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,17 +30,24 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """Factors on predicted rates by task and budget.
+    """Factors on predicted rates: one of the device, and one of each task at each budget.
+
+    A round teaches the device's factor what its tasks deviate by together, and the places of its plan only
+    what is left. So the slowness of a load from outside stays with no place that plans then leave, and once
+    a round anywhere is as fast as before, every place is held to be.
 
     Parameters
     ----------
     gain
-        How much of a deviation (of its logarithm) one observation corrects, in (0, 1].
+        How much of a deviation (of its logarithm) one round corrects, in (0, 1].
+    device
+        From 1/4 to 4, on all rates.
     factors
-        From 1/4 to 4, by task and budget in per cent; the longest unseen first.
+        From 1/4 to 4 and beside the device's, by task and budget in per cent; the longest unseen first.
     """
 
     gain: float = 0.5
+    device: float = 1.0
     factors: Mapping[tuple[str, float], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -48,16 +56,17 @@ class Correction:
 
     def observed(self, observations: Iterable[Observation]) -> Correction:
         """The correction after a round whose plan this correction was part of."""
+        seen = [one for one in observations if one.ratio > 0]
+        shared = _shared(one.ratio for one in seen)
         factors = dict(self.factors)
-        for seen in observations:
-            if seen.ratio > 0:
-                before = factors.pop((seen.task, seen.budget), None)
-                if before is None:
-                    before = float(self.of(seen.task, np.array([seen.budget]))[0])
-                after = before * seen.ratio**self.gain
-                factors[seen.task, seen.budget] = min(_MOST, max(1 / _MOST, after))
+        for one in seen:
+            before = factors.pop((one.task, one.budget), None)
+            if before is None:
+                before = float(self._own(one.task, np.array([one.budget]))[0])
+            factors[one.task, one.budget] = _bounded(before * (one.ratio / shared) ** self.gain)
         kept = list(factors.items())[-_KEPT:]
-        return Correction(gain=self.gain, factors=dict(kept))
+        device = _bounded(self.device * shared**self.gain)
+        return Correction(gain=self.gain, device=device, factors=dict(kept))
 
     def of(self, task: str, budgets: Array) -> Array:
         """Factors for `task` at `budgets` (%), between and beyond the budgets seen by interpolation.
@@ -65,6 +74,19 @@ class Correction:
         They never fall with the budget, so that a monotone model stays monotone: factors that would are
         averaged with their neighbours.
         """
+        return self.device * self._own(task, budgets)
+
+    def is_near(self, other: Correction, tolerance: float) -> bool:
+        """Whether no factor on a rate differs by more than `tolerance`, in logarithms."""
+        mine, theirs = self.factors, other.factors
+        apart = math.log(self.device / other.device)
+        return all(
+            abs(apart + math.log(mine.get(place, 1.0) / theirs.get(place, 1.0))) <= tolerance
+            for place in mine.keys() | theirs.keys()
+        )
+
+    def _own(self, task: str, budgets: Array) -> Array:
+        """What `of` has beside the device's factor."""
         known = sorted((budget, factor) for (name, budget), factor in self.factors.items() if name == task)
         if not known:
             return np.ones_like(budgets)
@@ -76,6 +98,18 @@ class Correction:
                 blocks[-1] = [(high * many + low * few) / (many + few), many + few]
         rising = np.concatenate([[factor] * int(count) for factor, count in blocks])
         return np.asarray(np.interp(budgets, [budget for budget, _ in known], rising), dtype=float)
+
+
+def _shared(ratios: Iterable[float]) -> float:
+    """What the tasks of a round deviate by together: their median, with one more vote for no deviation.
+
+    So one task of several says nothing of the device, and of two that differ the lesser deviation counts.
+    """
+    return math.exp(statistics.median([0.0, *map(math.log, ratios)]))
+
+
+def _bounded(factor: float) -> float:
+    return min(_MOST, max(1 / _MOST, factor))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -56,12 +55,10 @@ class Experience:
 
     def is_near(self, other: Experience, tolerance: float) -> bool:
         """Whether a plan made with the one serves with the other: no factor differs by more than that."""
-        if self.moderation.limit != other.moderation.limit or self.solo != other.solo:
-            return False
-        mine, theirs = self.correction.factors, other.correction.factors
-        return all(
-            abs(math.log(mine.get(key, 1.0) / theirs.get(key, 1.0))) <= tolerance
-            for key in mine.keys() | theirs.keys()
+        return (
+            self.moderation.limit == other.moderation.limit
+            and self.solo == other.solo
+            and self.correction.is_near(other.correction, tolerance)
         )
 
 

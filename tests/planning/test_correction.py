@@ -34,6 +34,36 @@ def test_a_correction_is_bounded_and_so_is_its_memory() -> None:
     assert ("a", 1.0) not in correction.factors
 
 
+def test_what_tasks_deviate_by_together_is_the_devices_and_goes_with_it_everywhere() -> None:
+    small = [Observation(task=task, budget=20.0, ratio=0.4) for task in "abc"]
+    whole = [Observation(task=task, budget=100.0, ratio=1 / 0.4) for task in "abc"]
+    slowed = Correction(gain=1.0).observed(small)
+    assert slowed.of("a", np.array([20.0, 100.0])).tolist() == pytest.approx([0.4, 0.4])
+    recovered = slowed.observed(whole)
+    assert recovered.of("a", np.array([20.0, 100.0])).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_what_one_task_shows_alone_is_its_own_whatever_slows_all() -> None:
+    correction = Correction()
+    for _ in range(12):
+        rates = [0.5 / float(correction.of("a", np.array([60.0]))[0])]
+        rates += [1.0 / float(correction.of(task, np.array([60.0]))[0]) for task in "bc"]
+        correction = correction.observed(map(seen, rates, "abc"))
+    assert correction.device == 1.0
+    assert correction.factors["a", 60.0] == pytest.approx(0.5, rel=0.01)
+    before = dict(correction.factors)
+    correction = correction.observed([seen(0.4, task) for task in "abc"])
+    assert correction.device == pytest.approx(0.4**0.5)
+    assert correction.factors == pytest.approx(before)
+
+
+def test_corrections_are_near_by_what_they_make_of_rates() -> None:
+    place = ("a", 60.0)
+    correction = Correction(device=0.8, factors={place: 1.0})
+    assert correction.is_near(Correction(factors={place: 0.8}), 1e-9)
+    assert not correction.is_near(Correction(factors={place: 1.0}), 0.05)
+
+
 @given(st.dictionaries(st.sampled_from([20.0, 40.0, 60.0, 80.0, 100.0]), st.floats(0.1, 10.0), max_size=5))
 def test_factors_never_fall_with_the_budget(ratios: dict[float, float]) -> None:
     correction = Correction(gain=1.0, factors={("a", budget): ratio for budget, ratio in ratios.items()})
@@ -56,7 +86,8 @@ def test_a_corrected_model_scales_the_task_observed_and_stays_monotone(
         batches=np.full((2, 2), 128.0),
         budgets=np.array([[60.0, 60.0], [0.0, 60.0]]),
     )
-    model = CorrectedModel(model=fitted, correction=Correction(gain=1.0).observed([seen(0.5, "r18")]))
+    correction = Correction(gain=1.0).observed([seen(0.5, "r18"), seen(1.0, "m3")])
+    model = CorrectedModel(model=fitted, correction=correction)
     assert model.rates(runs) == pytest.approx(fitted.rates(runs) * [0.5, 1.0])
     assert model.monotone
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -24,12 +25,16 @@ LEVELS = (20.0, 40.0, 60.0, 80.0, 100.0)
 VOLUMES = {"v16": 24000, "r18": 36000, "m3": 12000}
 
 
-@pytest.fixture
-def tasks(zoo: dict[str, TaskFeatures]) -> tuple[TaskFacts, ...]:
+def facts(zoo: Mapping[str, TaskFeatures], volumes: Mapping[str, int]) -> tuple[TaskFacts, ...]:
     return tuple(
         TaskFacts(features=zoo[name], volume=Volume(task=name, samples=samples), examples=samples)
-        for name, samples in VOLUMES.items()
+        for name, samples in volumes.items()
     )
+
+
+@pytest.fixture
+def tasks(zoo: dict[str, TaskFeatures]) -> tuple[TaskFacts, ...]:
+    return facts(zoo, VOLUMES)
 
 
 def run(case: Case, speed: float) -> RoundReport:
@@ -44,12 +49,12 @@ def run(case: Case, speed: float) -> RoundReport:
         plan=planned.plan,
         tasks=tuple(
             TaskReport(
-                task=task,
+                task=volume.task,
                 status=Status.DONE,
-                samples=samples,
-                compute_s=(spans[task].end_s - spans[task].start_s) / speed,
+                samples=volume.samples,
+                compute_s=(spans[volume.task].end_s - spans[volume.task].start_s) / speed,
             )
-            for task, samples in VOLUMES.items()
+            for volume in case.request.volumes
         ),
         timeline=(),
         backend="mps",
@@ -67,35 +72,51 @@ def _held(case: Case, plan: RoundPlan) -> BudgetProblem:
     )
 
 
-def test_an_outside_load_lowers_the_virtual_resource_until_it_has_gone(
-    device: DeviceFeatures, tasks: tuple[TaskFacts, ...], truth: ThroughputModel
-) -> None:
-    experience, resources = Experience(), []
-    for speed in (1.0, 1.0, 0.4, 0.4, 0.4, *[1.0] * 12):
+def rounds(
+    device: DeviceFacts, tasks: tuple[TaskFacts, ...], truth: ThroughputModel, speeds: Iterable[float]
+) -> tuple[list[RoundReport], Experience]:
+    """Rounds on a device as fast as `speeds` says of each, and what their plans have learnt in the end."""
+    experience, reports = Experience(), []
+    for speed in speeds:
         request = frame(
             Allocation(policy=Policy.FEDMT, reallocate=False),
             Coordination(),
-            DeviceFacts(features=device, levels=LEVELS),
+            device,
             tasks,
             loads={},
             virtual_resource=experience.moderation.limit,
         )
-        case = Case(
-            request=request,
-            model=truth,
-            basis="truth",
-            tasks=tasks,
-            experience=experience,
-        )
-        report = run(case, speed)
-        resources.append(report.plan.virtual_resource)
-        experience = experience.after(report)
+        case = Case(request=request, model=truth, basis="truth", tasks=tasks, experience=experience)
+        reports.append(run(case, speed))
+        experience = experience.after(reports[-1])
+    return reports, experience
+
+
+def test_an_outside_load_lowers_the_virtual_resource_until_it_has_gone(
+    device: DeviceFeatures, tasks: tuple[TaskFacts, ...], truth: ThroughputModel
+) -> None:
+    speeds = (1.0, 1.0, 0.4, 0.4, 0.4, *[1.0] * 12)
+    reports, experience = rounds(DeviceFacts(features=device, levels=LEVELS), tasks, truth, speeds)
+    resources = [report.plan.virtual_resource for report in reports]
     alone = resources[0]
     assert resources[:3] == [alone] * 3
     assert min(resources[3:6]) <= 0.86 * alone
     assert experience.moderation == Moderation()
     assert resources[-1] >= 0.95 * alone
-    assert max(abs(one.ratio - 1.0) for one in observations(report)) < 0.1
+    assert max(abs(one.ratio - 1.0) for one in observations(reports[-1])) < 0.1
+
+
+def test_budgets_that_no_plan_takes_any_more_recover_from_a_load_too(
+    device: DeviceFeatures, zoo: dict[str, TaskFeatures], truth: ThroughputModel
+) -> None:
+    """Their own rates are seen no more: d121 had best run at 10 %, and would run at 30 % for ever after."""
+    fine = DeviceFacts(features=device, levels=tuple(map(float, range(10, 101, 10))))
+    tasks = facts(zoo, {"r101": 24000, "m3": 36000, "d121": 12000})
+    reports, _ = rounds(fine, tasks, truth, [*[1.0] * 2, *[0.3] * 8, *[1.0] * 8])
+    budgets = [{place.task: place.budget for place in report.plan.tasks} for report in reports]
+    assert budgets[0]["d121"] == 10.0
+    assert budgets[5] != budgets[0]
+    assert budgets[-4:] == [budgets[0]] * 4
 
 
 def test_a_deviation_seen_for_the_first_time_is_the_models_error_and_no_contention(
@@ -112,7 +133,7 @@ def test_a_deviation_seen_for_the_first_time_is_the_models_error_and_no_contenti
     learnt = Experience().after(run(case, 0.3))
     assert learnt.moderation == Moderation()
     assert {task for task, _ in learnt.correction.factors} == set(VOLUMES)
-    assert max(learnt.correction.factors.values()) < 0.6
+    assert learnt.correction.device == pytest.approx(0.3**0.5, rel=0.1)
     assert learnt.rounds == 1
 
 
