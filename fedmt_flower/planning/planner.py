@@ -107,17 +107,17 @@ class PlannedRound:
     balance: BatchPlan | None = None
 
 
-def pays(wished: PlannedRound, held: PlannedRound, problem: BudgetProblem) -> bool:
-    """Whether `wished`, which solves `problem`, is worth leaving the budgets of `held` for it.
+def pays(wished: PlannedRound, present: PlannedRound, problem: BudgetProblem) -> bool:
+    """Whether `wished`, which solves `problem`, is worth leaving the budgets of `present` for it.
 
-    It is if it promises more by more than the problem's caution, or if `held` is beyond its limit on R_v.
+    It is if it promises more by more than the problem's caution, or if `present` is beyond its limit on R_v.
     """
-    if sum(place.budget for place in held.plan.tasks) > problem.virtual_resource[1] + 1e-9:
+    if sum(place.budget for place in present.plan.tasks) > problem.virtual_resource[1] + 1e-9:
         return True
     if problem.objective is Objective.MAKESPAN:
-        gain = held.forecast.makespan_s / wished.forecast.makespan_s
+        gain = present.forecast.makespan_s / wished.forecast.makespan_s
     else:
-        gain = wished.chosen.score / held.chosen.score
+        gain = wished.chosen.score / present.chosen.score
     return gain > 1.0 + problem.caution
 
 
@@ -146,7 +146,7 @@ def plan_device_round(request: PlanRequest, model: ThroughputModel) -> PlannedRo
         levels=problem.levels,
         most=problem.virtual_resource[1],
     )
-    found, order = _held(request, setup, start, np.array(chosen.budgets))
+    found, order = _constant(request, setup, start, np.array(chosen.budgets))
     if request.reallocates and problem.objective is Objective.MAKESPAN:
         found, order = _changing(request, setup, start, (found, order))
     return _planned(request, setup, found, order, chosen, balance)
@@ -200,7 +200,7 @@ def _ordered(request: PlanRequest, setup: RoundSetup, found: Reallocation, start
     )
 
 
-def _held(
+def _constant(
     request: PlanRequest, setup: RoundSetup, start: Index, budgets: Array
 ) -> tuple[Reallocation, OrderPlan]:
     """Budgets for the whole round: those of Eq. 5, or equal ones, moved by a level while that gains."""
@@ -245,26 +245,26 @@ def _best_start(request: PlanRequest, setup: RoundSetup, start: Index, budgets: 
 
 
 def _changing(
-    request: PlanRequest, setup: RoundSetup, start: Index, held: tuple[Reallocation, OrderPlan]
+    request: PlanRequest, setup: RoundSetup, start: Index, constant: tuple[Reallocation, OrderPlan]
 ) -> tuple[Reallocation, OrderPlan]:
     """Budgets that change with the set of computing tasks: the better of two ways to them.
 
-    One begins with the budgets held, the other with those that are best for each set by itself; both are
+    One begins with the constant budgets, the other with those that are best for each set by itself; both are
     then fitted to the round in which they are used. Neither is taken if it promises no more than the
     problem's caution.
     """
     anew = reallocate(setup)
     ways = []
-    for found, order in (held, (anew, _ordered(request, setup, anew, start))):
+    for found, order in (constant, (anew, _ordered(request, setup, anew, start))):
         fitted = refine(setup, found, order, overlap=request.overlap)
         order = _ordered(request, setup, fitted, order.choice)
         ways.append((refine(setup, fitted, order, overlap=request.overlap), order))
     *spans, kept = (
         simulate(setup.jobs, found.table, order.order, order.choice, overlap=request.overlap).makespan[0]
-        for found, order in (*ways, held)
+        for found, order in (*ways, constant)
     )
     if min(spans) * (1.0 + request.problem.caution) > kept:
-        return held
+        return constant
     found, order = ways[int(np.argmin(spans))]
     return settle(setup, found, order, request.handover_s, overlap=request.overlap), order
 

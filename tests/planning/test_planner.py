@@ -63,19 +63,21 @@ def test_budgets_are_left_for_what_promises_more_than_caution_asks_or_for_a_limi
     request_: PlanRequest, fitted: XGBoostModel
 ) -> None:
     problem = replace(request_.problem, caution=0.03)
-    held = plan_device_round(request_, fitted)
+    present = plan_device_round(request_, fitted)
 
     def promising(gain: float) -> bool:
-        forecast = replace(held.forecast, makespan_s=held.forecast.makespan_s / gain)
-        return pays(replace(held, forecast=forecast), held, problem)
+        forecast = replace(present.forecast, makespan_s=present.forecast.makespan_s / gain)
+        return pays(replace(present, forecast=forecast), present, problem)
 
     assert not promising(1.02)
     assert promising(1.04)
-    total = sum(place.budget for place in held.plan.tasks)
-    assert pays(held, held, replace(problem, virtual_resource=(0.0, total - 1.0)))
+    total = sum(place.budget for place in present.plan.tasks)
+    assert pays(present, present, replace(problem, virtual_resource=(0.0, total - 1.0)))
     raw = replace(problem, objective=Objective.RAW)
-    assert not pays(held, held, raw)
-    assert pays(replace(held, chosen=replace(held.chosen, score=1.04 * held.chosen.score)), held, raw)
+    assert not pays(present, present, raw)
+    assert pays(
+        replace(present, chosen=replace(present.chosen, score=1.04 * present.chosen.score)), present, raw
+    )
 
 
 def test_budgets_by_set_come_with_reallocation_only(request_: PlanRequest, fitted: XGBoostModel) -> None:

@@ -131,9 +131,9 @@ class Planner:
         else:
             ahead = _ahead(case)
             planned = await ahead.planned
-        held = await self._held(order, run, ahead.case, planned)
-        if held is not None:
-            planned = held
+        warm = await self._at_warm_budgets(order, run, ahead.case, planned)
+        if warm is not None:
+            planned = warm
         elif not self._scout.are_warm(order, _budgets(planned)):
             await self.call_off()  # the round starts what it lacks; there need not be two workers in a seat
         log.info(
@@ -142,7 +142,7 @@ class Planner:
             order.site,
             1e3 * (time.monotonic() - began),
             ", ahead of it" if in_time else "",
-            ", for workers that are warm" if held is not None else "",
+            ", for workers that are warm" if warm is not None else "",
             _in_words(planned),
         )
         plan = run.course.with_the_others(order, ahead.case.device_plan(planned))
@@ -167,7 +167,7 @@ class Planner:
         if ahead is None or not ahead.case.serves(case):
             run.ahead[order.site] = _ahead(case)
 
-    async def _held(
+    async def _at_warm_budgets(
         self, order: RoundOrder, run: _Run, case: Case, wished: PlannedRound
     ) -> PlannedRound | None:
         """The plan at budgets where all tasks wait, if not all do at those wished; None if there is none."""
@@ -193,8 +193,8 @@ class Planner:
         try:
             # The plan is the next round's too, which must not be cancelled with what is prepared for it.
             wished = await asyncio.shield(ahead.planned)
-            held = await self._held(order, run, ahead.case, wished)
-            if held is not None and pays(wished, held, ahead.case.request.problem):
+            warm = await self._at_warm_budgets(order, run, ahead.case, wished)
+            if warm is not None and pays(wished, warm, ahead.case.request.problem):
                 log.info("workers for later rounds of site %s: %s", order.site, _in_words(wished))
                 await self._scout.warm(order, wished.plan.tasks)
         except FedMTError as error:
