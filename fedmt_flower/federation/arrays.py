@@ -71,6 +71,11 @@ class Region:
         """All of it, as long as it is in memory."""
         return self._data
 
+    @property
+    def elsewhere(self) -> tuple[Elsewhere, int] | None:
+        """Where it has been moved, and its place there."""
+        return self._elsewhere
+
     def view(self, offset: int, size: int) -> memoryview:
         """The bytes there; writable only if they are a copy."""
         # Once: another thread may be moving them.

@@ -157,6 +157,7 @@ class Rounds:
         outcome = self._outcomes[track.name]
         outcome.failures += turn.failures(track.name)
         replies = self._in_order(turn.replies(track.name, Kind.TRAIN))
+        turn.expect(replies)
         sites = turn.sites(track.name, Kind.TRAIN)
         turn.release(track.name, Kind.TRAIN)
         if len(sites) < track.rules.quorum:

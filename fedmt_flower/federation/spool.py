@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from flwr.app import ArrayRecord
@@ -50,6 +51,13 @@ class Spool:
                 array = record[name] = StoredArray(read_head(array), Region(raw_values(array)), 0)
             regions[array.region] = None
         self._writing = self._writer.submit(self._move, list(regions))
+
+    def expect(self, records: Iterable[ArrayRecord]) -> None:
+        """Say that `records` will be read in this order."""
+        if self._writing is not None and self._writing.result() and self._shelf is not None:
+            arrays = (array for record in records for array in record.values())
+            regions = dict.fromkeys(array.region for array in arrays if isinstance(array, StoredArray))
+            self._shelf.expect(regions)
 
     def _move(self, regions: list[Region]) -> bool:
         """Have `regions` lie in the file; whether there was room for them."""

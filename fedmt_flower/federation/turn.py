@@ -231,6 +231,11 @@ class Turn:
         """By node, what the strategy of `task` is to aggregate; error replies included."""
         return self._replies.get((task, kind), {})
 
+    def expect(self, replies: Iterable[Message]) -> None:
+        """Say that the updates in `replies` will be read in this order."""
+        good = (reply.content for reply in replies if not reply.has_error())
+        self._spool.expect(record for content in good for record in content.array_records.values())
+
     def release(self, task: str, kind: Kind) -> None:
         """Let go of `replies`, and of the room that they take."""
         self._replies.pop((task, kind), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,9 +34,12 @@ def _shelved(records: int) -> tuple[list[bytes], list[Region], Shelf]:
     return contents, regions, shelf
 
 
+@pytest.mark.parametrize("expected", [False, True])
 @pytest.mark.parametrize("order", ["as put", "backwards", "shuffled", "twice", "every third"])
-def test_any_order(order: str) -> None:
-    contents, regions, _ = _shelved(3)
+def test_any_order(order: str, expected: bool) -> None:
+    contents, regions, shelf = _shelved(3)
+    if expected:
+        shelf.expect(regions[2 * len(SIZES) :] + regions[: 2 * len(SIZES)])
     places = list(range(len(regions)))
     if order == "backwards":
         places.reverse()
@@ -91,6 +95,27 @@ def test_what_reading_on_reads_is_read_once(monkeypatch: pytest.MonkeyPatch) -> 
     # One from the middle costs no window of what follows it.
     assert bytes(regions[0].view(0, 1)) == contents[0]
     assert sum(read) == 4096
+
+
+def test_what_is_expected_is_read_ahead_from_one_put_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    contents, regions, shelf = _shelved(3)
+    first, second, third = (range(begin, begin + len(SIZES)) for begin in range(0, len(regions), len(SIZES)))
+    order = [*third, *first, *second]
+    shelf.expect(regions[place] for place in order)
+    readers: list[str] = []
+
+    def seen(file: int, buffers: list[memoryview], place: int) -> int:
+        readers.append(threading.current_thread().name)
+        return preadv(file, buffers, place)
+
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", seen)
+    for place in order:
+        assert bytes(regions[place].view(0, regions[place].size)) == contents[place]
+    own = threading.current_thread().name
+    # The first array, and what follows it, which nobody knew to be wanted then.
+    assert readers.count(own) == 2
+    assert len(readers) > 3 * 5
 
 
 def test_a_slow_disk_is_left_to_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
