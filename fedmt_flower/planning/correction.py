@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,8 @@ _MOST: Final = 4.0
 """A factor stays between this and its inverse."""
 _KEPT: Final = 512
 """So many factors are kept; the longest unseen goes first."""
+_GETTING_USED: Final = 0.05
+"""How much of a slowness (of its logarithm) one round makes usual."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,32 +136,49 @@ class CorrectedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moderation:
-    """A limit on R_v that contention lowers and its absence raises again.
+    """A limit on R_v that contention lowers and its end raises again.
+
+    Corrections follow a load from outside within a few rounds, and rates are as predicted then: that is no
+    end of it. It has ended once the device is about as fast as it used to be, or has been slow for so many
+    rounds that this is what it is.
 
     Parameters
     ----------
     limit
         The most R_v of the next round, in per cent.
+    usual
+        The device's factor (`Correction.device`) before contention began; from then on it follows a faster
+        device at once, and a slower one by a twentieth a round.
     low, high
-        Below `low` of the predicted rates (the median over the tasks) the limit falls, above `high` it
-        rises.
+        Below `low` of the predicted rates (the median over the tasks) the limit falls. Above `high` it
+        rises, if the device has `low` of its usual speed.
     """
 
     limit: float = float("inf")
+    usual: float = 1.0
     low: float = 0.8
     high: float = 0.92
 
-    def observed(self, observations: Iterable[Observation], tasks: int) -> Moderation:
-        """The limit after a round of `tasks` tasks; it stays between 100 % and 100 % for each task."""
+    def observed(self, observations: Iterable[Observation], tasks: int, device: float) -> Moderation:
+        """The limit after a round of `tasks` tasks; it stays between 100 % and 100 % for each task.
+
+        Parameters
+        ----------
+        observations
+            Of places that were seen before: elsewhere a deviation is the model's error and no contention.
+        device
+            The device's factor, after this round.
+        """
         seen = list(observations)
-        if not seen:
-            return self
-        ratio = statistics.median(observation.ratio for observation in seen)
+        ratio = statistics.median(observation.ratio for observation in seen) if seen else self.high
+        if math.isinf(self.limit) and ratio >= self.low:
+            return replace(self, usual=device)
+        usual = max(device, self.usual * (device / self.usual) ** _GETTING_USED)
         limit = self.limit
         if ratio < self.low:
             limit = max(100.0, 0.85 * min(limit, sum(observation.budget for observation in seen)))
-        elif ratio > self.high:
-            limit = limit * 1.1
+        elif ratio > self.high and device >= self.low * usual:
+            limit *= 1.1
         if limit >= 100.0 * tasks:
-            limit = float("inf")
-        return Moderation(limit=limit, low=self.low, high=self.high)
+            limit = math.inf
+        return replace(self, limit=limit, usual=usual)

@@ -44,11 +44,11 @@ class Experience:
         seen = observations(report)
         if not seen:
             return self
-        # Where nothing was seen before, a deviation is the model's error and no contention.
         known = [one for one in seen if (one.task, one.budget) in self.correction.factors]
+        correction = self.correction.observed(seen)
         return Experience(
-            correction=self.correction.observed(seen),
-            moderation=self.moderation.observed(known, len(report.plan.tasks)),
+            correction=correction,
+            moderation=self.moderation.observed(known, len(report.plan.tasks), correction.device),
             solo=self.solo,
             rounds=self.rounds + 1,
         )

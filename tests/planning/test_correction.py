@@ -94,25 +94,38 @@ def test_a_corrected_model_scales_the_task_observed_and_stays_monotone(
 
 def test_rates_well_below_prediction_lower_the_next_rounds_virtual_resource() -> None:
     slow = [seen(0.6, "a", 80.0), seen(0.7, "b", 100.0), seen(0.65, "c", 100.0)]
-    moderation = Moderation().observed(slow, 3)
+    moderation = Moderation().observed(slow, 3, 0.8)
     assert moderation.limit == pytest.approx(0.85 * 280)
     for _ in range(20):
-        moderation = moderation.observed(slow, 3)
+        moderation = moderation.observed(slow, 3, 0.65)
     assert moderation.limit == 100.0
 
 
-def test_the_limit_comes_back_once_rates_are_as_predicted() -> None:
+def test_the_limit_comes_back_once_the_device_is_as_fast_as_before() -> None:
     moderation = Moderation(limit=150.0)
-    assert moderation.observed([seen(0.85)], 3).limit == 150.0
+    assert moderation.observed([seen(0.85)], 3, 1.0).limit == 150.0
     for _ in range(10):
-        moderation = moderation.observed([seen(1.0)], 3)
+        moderation = moderation.observed([seen(1.0)], 3, 0.95)
     assert moderation.limit == float("inf")
-    assert moderation.observed([], 3) == moderation
+    assert moderation.observed([], 3, 0.95) == moderation
+
+
+def test_a_load_that_is_predicted_by_now_has_not_gone() -> None:
+    """Workers for smaller budgets start slowly under it: the limit must still be there when they have."""
+    moderation = Moderation(usual=0.7).observed([seen(0.5, budget=200.0)], 3, 0.5)
+    assert moderation.limit == pytest.approx(170.0)
+    for _ in range(12):
+        moderation = moderation.observed([seen(1.0)], 3, 0.35)
+        assert moderation.limit == pytest.approx(170.0)
+        assert moderation.observed([seen(1.0)], 3, 0.7).limit > 170.0
+    for _ in range(40):
+        moderation = moderation.observed([seen(1.0)], 3, 0.35)
+    assert moderation.limit == float("inf")
 
 
 def test_one_slow_task_of_three_is_no_contention() -> None:
     round_ = [seen(0.3, "a"), seen(1.0, "b"), seen(0.98, "c")]
-    assert Moderation().observed(round_, 3).limit == float("inf")
+    assert Moderation().observed(round_, 3, 1.0).limit == float("inf")
 
 
 def test_a_gain_outside_its_range_is_refused() -> None:

@@ -95,13 +95,13 @@ def rounds(
 def test_an_outside_load_lowers_the_virtual_resource_until_it_has_gone(
     device: DeviceFeatures, tasks: tuple[TaskFacts, ...], truth: ThroughputModel
 ) -> None:
-    speeds = (1.0, 1.0, 0.4, 0.4, 0.4, *[1.0] * 12)
+    speeds = (1.0, 1.0, 0.4, 0.4, 0.4, *[1.0] * 14)
     reports, experience = rounds(DeviceFacts(features=device, levels=LEVELS), tasks, truth, speeds)
     resources = [report.plan.virtual_resource for report in reports]
     alone = resources[0]
     assert resources[:3] == [alone] * 3
     assert min(resources[3:6]) <= 0.86 * alone
-    assert experience.moderation == Moderation()
+    assert experience.moderation.limit == float("inf")
     assert resources[-1] >= 0.95 * alone
     assert max(abs(one.ratio - 1.0) for one in observations(reports[-1])) < 0.1
 
@@ -131,7 +131,7 @@ def test_a_deviation_seen_for_the_first_time_is_the_models_error_and_no_contenti
     )
     case = Case(request=request, model=truth, basis="truth", tasks=tasks, experience=Experience())
     learnt = Experience().after(run(case, 0.3))
-    assert learnt.moderation == Moderation()
+    assert learnt.moderation.limit == float("inf")
     assert {task for task, _ in learnt.correction.factors} == set(VOLUMES)
     assert learnt.correction.device == pytest.approx(0.3**0.5, rel=0.1)
     assert learnt.rounds == 1
