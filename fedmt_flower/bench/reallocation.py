@@ -18,6 +18,7 @@ from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.device.engine.client import EngineClient
 from fedmt_flower.domain.allocation import Allocation
 from fedmt_flower.domain.round import RoundReport
+from fedmt_flower.domain.timeline import Phase
 
 CLAIM = "rounds get shorter when those that go on are given what a finished task leaves"
 
@@ -73,8 +74,8 @@ def report(result: Result) -> str:
         f"Volumes {':'.join(map(str, _VOLUMES))}.",
         "",
         "| setting | budgets | 100 each (s) | without (s) | with (s) | shorter | predicted without (s) | "
-        "predicted with (s) | first budgets | hand-overs a round | lost in one (ms) |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|---:|---:|",
+        "predicted with (s) | first budgets | hand-overs a round | begun after (ms) | lost in one (ms) |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
     for cell in _cells(result.settings):
         name, limit = cell.split(" | ")
@@ -86,12 +87,13 @@ def report(result: Result) -> str:
         )
         promised = [taken[-1]["predicted_s"].get(way) for way in (_WITHOUT, _WITH)]
         budgets = ", ".join(f"{task} {r:.0f}" for task, r in taken[-1]["budgets"][_WITH].items())
-        lost = _lost(taken, SETTINGS[name])
+        lost, late = _lost(taken, SETTINGS[name]), _late(taken)
         lines.append(
             f"| {name}: {' + '.join(SETTINGS[name])} | {limit} | {' | '.join(spans)} | "
             f"{interval(_shorter(taken), 3)} | "
             f"{' | '.join('–' if s is None else f'{s:.2f}' for s in promised)} | {budgets} | "
-            f"{len(lost) / len(taken):.1f} | {interval(spread(lost), 1) if lost else '–'} |"
+            f"{len(lost) / len(taken):.1f} | {interval(spread(late), 0) if late else '–'} | "
+            f"{interval(spread(lost), 1) if lost else '–'} |"
         )
     return "\n".join(lines)
 
@@ -138,6 +140,10 @@ def _measure(
                 task.task: [round(1e3 * move.lost_s, 3) for move in task.handovers]
                 for task in reports[_WITH].tasks
             },
+            "moved_s": {
+                task.task: [round(move.at_s, 4) for move in task.handovers] for task in reports[_WITH].tasks
+            },
+            "ended_s": _ends(reports[_WITH]),
         }
         recorder.add(cell, repeat, values)
     return recorder.has_all([cell], repeats)
@@ -152,6 +158,15 @@ def _budgets(report: RoundReport) -> dict[str, float]:
     return {place.task: place.budget for place in report.plan.tasks}
 
 
+def _ends(report: RoundReport) -> dict[str, float]:
+    """When each task had computed, in seconds of the round's timeline."""
+    ends: dict[str, float] = {}
+    for span in report.timeline:
+        if span.phase is Phase.COMPUTE:
+            ends[span.task] = max(ends.get(span.task, 0.0), round(span.end_s, 4))
+    return ends
+
+
 def _shorter(taken: Sequence[dict[str, Json]]) -> Spread:
     """By which part a round is shorter with than without, repeat by repeat."""
     return spread(1.0 - v["makespan_s"][_WITH] / v["makespan_s"][_WITHOUT] for v in taken)
@@ -160,6 +175,19 @@ def _shorter(taken: Sequence[dict[str, Json]]) -> Spread:
 def _lost(taken: Sequence[dict[str, Json]], tasks: Iterable[str]) -> list[float]:
     """Milliseconds between two steps of one of `tasks` that a hand-over took, of every one."""
     return [lost for values in taken for task in tasks for lost in values["lost_ms"][task]]
+
+
+def _late(taken: Sequence[dict[str, Json]]) -> list[float]:
+    """Milliseconds from the end of the task that freed a budget to the last step before it was taken up."""
+    found = []
+    for values in taken:
+        # Records from before have the moves' lengths alone.
+        ends, moved = values.get("ended_s", {}), values.get("moved_s", {})
+        for task, moments in moved.items():
+            for at in moments:
+                before = [end for other, end in ends.items() if other != task and end <= at]
+                found += [1e3 * (at - max(before))] if before else []
+    return found
 
 
 def _judge(samples: Sequence[Sample], cells: Sequence[str]) -> Iterator[Bar]:

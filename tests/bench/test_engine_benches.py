@@ -78,13 +78,16 @@ def test_hand_overs_of_middling_models_have_a_goal() -> None:
         "predicted_s": {"with": 0.8, "without": 1.0},
         "budgets": {"with": {"D121": 40.0}},
         "lost_ms": {"D121": [], "V16": [6.0], "R101": [30.0]},
+        "moved_s": {"D121": [], "V16": [0.35], "R101": [0.65]},
+        "ended_s": {"D121": 0.3, "V16": 0.5, "R101": 0.8},
     }
     result = record(reallocation, {"heavy | no limit": values})
     shorter, lost = reallocation._judge(result.samples, ["heavy | no limit"])
     assert shorter.value == pytest.approx(0.2)
     assert shorter.met
     assert (lost.value, lost.met) == (6.0, True)
-    assert "| 2.0 | 18.0" in reallocation.report(result)
+    # 50 ms after D121 had ended, 150 ms after V16.
+    assert "| 2.0 | 100 ± 57 | 18.0" in reallocation.report(result)
 
 
 def test_devices_wait_for_their_slowest_and_tasks_for_their_last() -> None:

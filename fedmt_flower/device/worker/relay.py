@@ -47,6 +47,7 @@ class Relay:
         self._own: Tensor | None = None
         self._others: Tensor | None = None
         self._standing: Execution | None = None
+        self._practised = False
 
     def between(self, execution: Execution) -> bool:
         """Do what the engine has asked for meanwhile; true if another worker goes on with the job.
@@ -70,6 +71,7 @@ class Relay:
         """Get ready to go on with a job; TaskError if that cannot be."""
         self.forget()
         self._standing = self._runtime.stand(order.job)
+        self._practise(self._standing)
         if order.place is None:
             return Standing()
         try:
@@ -122,9 +124,27 @@ class Relay:
         own = buffer[: order.size].clone() if buffer.is_cuda else buffer
         self._runtime.take_over(standing, unpacked(_LAYOUT.decode(order.layout), own))
 
+    def _practise(self, standing: Execution) -> None:
+        """Give and take a state once, with nobody waiting: a GPU loads each kernel when it is first used."""
+        if self._practised:
+            return
+        try:
+            packing = Packing(standing.state())
+            buffer = empty_buffer(packing.size, self._runtime.device)
+            _fill(packing, buffer)
+            self._runtime.take_over(standing, unpacked(packing.layout, buffer))
+        except (TypeError, ValueError) as error:
+            log.debug("a hand-over will fail: %s", describe(error))
+        self._practised = True
+
     def _offer(self, execution: Execution) -> Offered:
         try:
-            self._own, place = new_place(Packing(execution.state()).size, self._runtime.device)
+            packing = Packing(execution.state())
+            self._own, place = new_place(packing.size, self._runtime.device)
+            if not self._practised:
+                # Not into the place, whose beginning tells the other worker that it has opened the right one.
+                _fill(packing, empty_buffer(packing.size, self._runtime.device))
+                self._practised = True
         except (RuntimeError, TypeError, TaskError) as error:
             return Offered(why=describe(error))
         return Offered(place=place)
