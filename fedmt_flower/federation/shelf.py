@@ -30,7 +30,8 @@ _BLOCK = 4096
 """Places and sizes of what goes past the cache are multiples of it."""
 
 _WINDOW_BYTES = 32 << 20
-"""Moved at once; each move ends with a wait for Python's lock, and with 8 MB a round took 8 % longer."""
+"""The most that is moved at once."""
+
 _FIRST_BYTES = 1 << 20
 """What a reader who has just begun to read on waits for."""
 
