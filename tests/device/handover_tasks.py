@@ -62,3 +62,41 @@ class Private:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.left = state["left"]
+
+
+class Strict:
+    """A trainer that has a state once it has begun, and can be given one once; SGD with momentum."""
+
+    def setup(self, model: nn.Module, data: Split, config: object, device: object) -> None:
+        self.model, self.data, self.left, self.given = model, data, 4, False
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step(self) -> int:
+        if not self.left:
+            return 0
+        self.optimizer.zero_grad()
+        unhurried.loss(self.model, self.data).backward()
+        self.optimizer.step()
+        self.left -= 1
+        return len(self.data[0])
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, object]:
+        if self.left == 4:
+            raise LookupError("no state before the first step")
+        return {"left": self.left, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.given:
+            raise RuntimeError("a second state")
+        self.given, self.left = True, state["left"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Open(Strict):
+    """The same, but it has a state from the beginning."""
+
+    def state_dict(self) -> dict[str, object]:
+        return {"left": self.left, "optimizer": self.optimizer.state_dict()}

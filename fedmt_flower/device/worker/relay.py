@@ -36,6 +36,8 @@ from fedmt_flower.errors import EngineError, FedMTError, ProtocolError, TaskErro
 log = logging.getLogger(__name__)
 
 _LAYOUT: msgspec.json.Decoder[Layout] = msgspec.json.Decoder(Layout)
+_FAILURES = (FedMTError, OSError, RuntimeError, TypeError, ValueError)
+"""What packing a state and passing it on may raise."""
 
 
 class Relay:
@@ -128,24 +130,26 @@ class Relay:
         """Give and take a state once, with nobody waiting: a GPU loads each kernel when it is first used."""
         if self._practised:
             return
+        self._practised = True
         try:
             packing = Packing(standing.state())
             buffer = empty_buffer(packing.size, self._runtime.device)
             _fill(packing, buffer)
             self._runtime.take_over(standing, unpacked(packing.layout, buffer))
-        except (TypeError, ValueError) as error:
-            log.debug("a hand-over will fail: %s", describe(error))
-        self._practised = True
+        except _FAILURES as error:
+            log.debug("a hand-over may fail: %s", describe(error))
+        # What it took is let go of, and a trainer of the user's need not bear to be loaded twice.
+        standing.begin()
 
     def _offer(self, execution: Execution) -> Offered:
         try:
             packing = Packing(execution.state())
-            self._own, place = new_place(packing.size, self._runtime.device)
             if not self._practised:
-                # Not into the place, whose beginning tells the other worker that it has opened the right one.
+                # Before the place is made, which then takes the same memory.
                 _fill(packing, empty_buffer(packing.size, self._runtime.device))
                 self._practised = True
-        except (RuntimeError, TypeError, TaskError) as error:
+            self._own, place = new_place(packing.size, self._runtime.device)
+        except _FAILURES as error:
             return Offered(why=describe(error))
         return Offered(place=place)
 
@@ -153,7 +157,7 @@ class Relay:
         execution.pause()
         try:
             self._give(execution, by_device)
-        except (FedMTError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except _FAILURES as error:
             log.warning("the job stays here: %s", describe(error))
             self._channel.send(Stays(why=describe(error)))
             execution.resume()
