@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from fedmt_flower.device.ipc.frames import (
     Answers,
     Continue,
     FromWorker,
+    Offer,
+    Offered,
     Pause,
     Paused,
     Relieve,
@@ -24,7 +27,9 @@ from fedmt_flower.device.ipc.frames import (
     ToWorker,
 )
 from fedmt_flower.device.ipc.job import Job
+from fedmt_flower.device.ipc.place import Place
 from fedmt_flower.device.ipc.protocol import Channel
+from fedmt_flower.device.ipc.state import empty_buffer
 from fedmt_flower.device.training.execution import HandedOver
 from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.device.training.runtime import TaskRuntime
@@ -32,6 +37,8 @@ from fedmt_flower.device.worker import relay
 from fedmt_flower.device.worker.relay import Relay
 from fedmt_flower.domain.round import Mode
 from fedmt_flower.domain.task import Task
+
+PLACE = Place(handle=b"", size=0, offset=0, counter=b"", counter_offset=0)
 
 
 @pytest.fixture(autouse=True)
@@ -65,31 +72,36 @@ class Worker:
         self.runtime = TaskRuntime(task, "cpu")
         self.relay = Relay(Channel(theirs, ToWorker), self.runtime)
 
+    def answer(self) -> tuple[Answers, list[int]]:
+        received = self.engine.receive()
+        assert received is not None
+        return received.frame, list(received.fds)
+
 
 def bits(weights: Weights | None) -> dict[str, bytes]:
     assert weights is not None
     return {name: array.tobytes() for name, array in weights.items()}
 
 
-def check_that_it_goes_on_as_if_it_had_stayed(task: Task) -> None:
+def check_that_it_goes_on_as_if_it_had_stayed(task: Task, place: Place | None = None) -> None:
+    """Have one worker hand a job over to another after a step: through a file, or at `place`."""
     job = Job(site="clinic", round=1, seed=3, mode=Mode.TRAIN, parameters=task.parameters)
     weights = initial_weights(task, 1)
     stayed = bits(TaskRuntime(task, "cpu").run(job, weights).weights)
     source, target = Worker(task), Worker(task)
-    assert target.relay.stand(Stand(job=job)) == Standing()
-    for told in (Pause(), Relieve()):
+    orders = [Offer()] if place else []
+    for told in (*orders, Pause(by_device=place is not None), Relieve()):
         source.engine.send(told)
     with pytest.raises(HandedOver):
         source.runtime.run(job, weights, between=source.relay.between)
-    received = source.engine.receive()
-    assert received is not None
-    paused = received.frame
+    if place:
+        assert source.answer() == (Offered(place=place), [])
+    paused, files = source.answer()
     assert isinstance(paused, Paused)
+    assert target.relay.stand(Stand(job=job, place=place)) == Standing(opened=place is not None)
     order = Continue(layout=paused.layout, size=paused.size, checksum=paused.checksum)
-    result = target.relay.go_on(order, received.fds[0], lambda progress: None)
-    answer = target.engine.receive()
-    assert answer is not None
-    assert isinstance(answer.frame, Taken)
+    result = target.relay.go_on(order, files[0] if files else None, lambda progress: None)
+    assert target.answer() == (Taken(), [])
     assert bits(result.weights) == stayed
 
 
@@ -105,14 +117,37 @@ def test_a_trainer_of_the_users_takes_a_state_over_that_could_not_be_practised(t
 
 
 def test_a_worker_without_memory_to_practise_stands_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine, asked = relay.empty_buffer, []
+    genuine, asked = empty_buffer, list[int]()
 
     def scarce(size: int, device: torch.device | str) -> torch.Tensor:
         asked.append(size)
-        if len(asked) == 1:
+        if len(asked) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return genuine(size, device)
 
     monkeypatch.setattr(relay, "empty_buffer", scarce)
     check_that_it_goes_on_as_if_it_had_stayed(a_task())
     assert len(asked) == 2
+
+
+def test_a_place_is_made_when_the_memory_of_practising_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state goes from device to device, both of which the host plays."""
+    genuine, places = empty_buffer, list[torch.Tensor]()
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def noted(size: int, device: torch.device | str) -> torch.Tensor:
+        buffer = genuine(size, device)
+        made.append(weakref.ref(buffer))
+        return buffer
+
+    def new_place(size: int, device: torch.device) -> tuple[torch.Tensor, Place]:
+        assert [buffer() for buffer in made] == [None]
+        places.append(genuine(size, device))
+        return places[0], PLACE
+
+    monkeypatch.setattr(relay, "empty_buffer", noted)
+    monkeypatch.setattr(relay, "new_place", new_place)
+    monkeypatch.setattr(relay, "opened", lambda place, device: places[0])
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
+    check_that_it_goes_on_as_if_it_had_stayed(a_task(), PLACE)
+    assert len(made) == 2
