@@ -45,6 +45,11 @@ class StepRules:
     precision: Precision = Precision.FLOAT32
     memory_format: MemoryFormat = MemoryFormat.CONTIGUOUS
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether steps compute as torch does by itself, one by one or as a graph."""
+        return self.precision is Precision.FLOAT32 and self.memory_format is MemoryFormat.CONTIGUOUS
+
     @classmethod
     def of(cls, parameters: Mapping[str, object]) -> Self:
         """The rules among a task's hyperparameters, where ``memory-format`` may have its dash.

@@ -178,6 +178,8 @@ class Execution:
         self._total = int(lookup(known, "epochs", 1)) * self._splits.train_examples
         with self.runtime.blame("train"):
             self._trainer.setup(self._model, self._splits.train, known["config"], self.runtime.device)
+        if self._loop is not None:
+            self.runtime.check(self.job, self._loop)
 
     def _evaluate(self, model: nn.Module, splits: Splits) -> Mapping[str, float]:
         task, runtime = self.runtime.task, self.runtime

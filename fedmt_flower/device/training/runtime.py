@@ -45,6 +45,7 @@ class TaskRuntime:
         self._transient: dict[str, Tensor] = {}
         self._graphs = StepGraphs()
         self._practised: set[str] = set()
+        self._sound: set[str] = set()
 
     def run(
         self,
@@ -120,7 +121,8 @@ class TaskRuntime:
                 )
             self._model, self._model_key = model, key
             # The recorder stays: every other stream would have a cache and a workspace of its own.
-            self._graphs, self._practised = StepGraphs(self._graphs.recorder), set()
+            self._graphs = StepGraphs(self._graphs.recorder)
+            self._practised, self._sound = set(), set()
             lasting = model.state_dict()
             self._transient = {name: b.clone() for name, b in model.named_buffers() if name not in lasting}
         with self.blame("model"):
@@ -181,6 +183,22 @@ class TaskRuntime:
     def practised(self, job: Job) -> bool:
         """Whether steps like those of `job` were taken before, with this model."""
         return _shape_of(job) in self._practised
+
+    def check(self, job: Job, loop: Loop) -> None:
+        """Look once, with this model, whether steps like those of `job` compute what they should.
+
+        Raises
+        ------
+        TaskError
+            If a layer does not.
+        """
+        if (shape := _shape_of(job)) in self._sound:
+            return
+        with self.blame("train"):
+            found = loop.flaw()
+        if found:
+            raise TaskError(f"task {self.task.name!r}: {found}")
+        self._sound.add(shape)
 
     @contextmanager
     def _failing_by_name(self, job: Job) -> Iterator[None]:

@@ -15,6 +15,7 @@ from fedmt_flower.device.training.batches import (
     Selection,
     batches,
     draws,
+    gathered,
     generators,
     rows,
     whole_batches,
@@ -22,6 +23,7 @@ from fedmt_flower.device.training.batches import (
 from fedmt_flower.device.training.binding import lookup, names
 from fedmt_flower.device.training.capturable import obstacle
 from fedmt_flower.device.training.graphs import StepGraphs, Steps
+from fedmt_flower.device.training.soundness import flaw
 from fedmt_flower.device.training.training_step import Objective, TrainingStep
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.step import Precision, StepChoice, StepRules
@@ -138,6 +140,14 @@ class Loop:
     def plain_step(self) -> int:
         """As `step`, kernel by kernel whatever the rules say: for what looks at each kernel."""
         return self._advance(self._steps.take_plainly)
+
+    def flaw(self) -> str:
+        """What a layer gets wrong in the arithmetic of the rules, see `soundness.flaw`; empty if nothing."""
+        step = self._steps.step
+        if step.rules.is_plain or self._next is None:
+            return ""
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+            return flaw(step, gathered(self._next, self._device))
 
     def release(self) -> None:
         """Give back memory that the next step can take again."""

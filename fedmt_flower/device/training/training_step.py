@@ -57,12 +57,16 @@ class TrainingStep:
     def take(self, batch: Batch, samples: int) -> None:
         """Take one step on `batch`."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self._arithmetic():
-            loss = self.objective.loss(self.model, self._laid_out(batch))
+        loss = self.loss_of(batch)
         total = loss + self._proximal_term() if self.anchor else loss
         total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.loss += loss.detach() * samples
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        """The mean loss over `batch`, in the arithmetic and the memory format of the rules."""
+        with self._arithmetic():
+            return self.objective.loss(self.model, self._laid_out(batch))
 
     def tensors(self) -> Iterator[Tensor]:
         """What a step changes besides the model; always in one order once the optimizer has its state."""

@@ -1,0 +1,114 @@
+"""Whether layers compute, in a task's precision and memory format, what they compute in float32.
+
+Libraries choose kernels by the number of multiprocessors, and an MPS client has as many as its budget says.
+On an H100 with 26 to 104 of its 132, convolutions in bfloat16 and channels-last order gave values that were
+5 to 100 % off, or not finite; with all of them, and in float32, they were right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from fedmt_flower.device.training.batches import Batch
+from fedmt_flower.device.training.training_step import TrainingStep
+
+BOUND: Final = 0.03
+"""‖difference‖ / ‖value in float32‖ that a layer may have: bfloat16, with 8 bits, makes 0.004 of it."""
+
+_LAYERS: Final = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+
+
+def flaw(step: TrainingStep, batch: Batch) -> str:
+    """What the first layer that is not sound gets wrong, with what to do; empty if all are.
+
+    The model computes its loss on `batch` once, as in a step, and each layer its output and its gradients
+    once more, in float32, on the very input that it was given. Nothing is left of that but what the random
+    generators have drawn.
+    """
+    found: list[str] = []
+    model, rules = step.model, step.rules
+
+    def look(name: str, layer: nn.Module, inputs: tuple[Any, ...], _: object) -> None:
+        if not found and inputs and isinstance(inputs[0], Tensor):
+            # The hooks that called this are not called for the layer's own repeats.
+            found.extend(f"layer {name} computes {wrong}" for wrong in _deviations(layer, inputs[0]))
+
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _LAYERS)]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    hooks = [layer.register_forward_hook(partial(look, name)) for name, layer in layers]
+    try:
+        with torch.no_grad():
+            step.loss_of(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    if not found:
+        return ""
+    device, place = step.loss.device, ""
+    if device.type == "cuda":
+        count = torch.cuda.get_device_properties(device).multi_processor_count
+        place = f" with {count} multiprocessors"
+    return (
+        f"{found[0]} in {rules.precision}, {rules.memory_format}{place}; set precision: float32 and "
+        "memory_format: contiguous, or give the task a budget of 100 %"
+    )
+
+
+def _deviations(layer: nn.Module, given: Tensor) -> Iterator[str]:
+    """What `layer` gets wrong on the input `given` in the present arithmetic."""
+    learning = {name: weight for name, weight in layer.named_parameters() if weight.requires_grad}
+    exact = {name: _exact(weight) for name, weight in layer.named_parameters()}
+    theirs, ours = given.detach().requires_grad_(), _exact(given)
+    with torch.enable_grad():
+        output = layer.forward(theirs)
+        direction = torch.randn_like(output)
+        gradients = torch.autograd.grad(output, [theirs, *learning.values()], direction)
+        with torch.autocast(given.device.type, enabled=False):
+            placed = {f"layer.{name}": weight for name, weight in exact.items()}
+            expected = torch.func.functional_call(_Bare(layer), placed, (ours,))
+            sources = [ours, *(exact[name] for name in learning)]
+            goals = torch.autograd.grad(expected, sources, direction.to(expected.dtype))
+    names = ["outputs", "gradients of its input", *(f"gradients of its {name}" for name in learning)]
+    for name, value, goal in zip(names, (output, *gradients), (expected, *goals), strict=True):
+        value, goal = value.detach().to(goal.dtype), goal.detach()
+        off = float((value - goal).norm() / goal.norm())
+        if torch.equal(value, goal) or off <= BOUND:
+            continue
+        yield f"{name} " + (
+            f"{off:.0%} off those in float32" if math.isfinite(off) else "that are not finite"
+        )
+
+
+class _Bare(nn.Module):
+    """A layer whose hooks are not called."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Compute what the layer does."""
+        output: Tensor = self.layer.forward(given)
+        return output
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """A copy in float32, in the order that is torch's own, to differentiate by."""
+    return tensor.detach().to(torch.float32, copy=True).contiguous().requires_grad_()
