@@ -146,8 +146,12 @@ class Loop:
         step = self._steps.step
         if step.rules.is_plain or self._next is None:
             return ""
-        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
-            return flaw(step, gathered(self._next, self._device))
+        on_gpu = self._device.type == "cuda"
+        with torch.random.fork_rng([self._device] if on_gpu else []):
+            found = flaw(step, gathered(self._next, self._device))
+        if on_gpu:
+            torch.cuda.empty_cache()  # a graph takes nothing of it, its memory is a pool of its own
+        return found
 
     def release(self) -> None:
         """Give back memory that the next step can take again."""
