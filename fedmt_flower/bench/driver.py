@@ -55,7 +55,7 @@ BUDGETS_S = {
     "overlap": 640.0,
     "overhead": 200.0,
     "batching": 200.0,
-    "reallocation": 280.0,
+    "reallocation": 600.0,
     "time-to-accuracy": 600.0,
     "predict": 480.0,
     "faults": 60.0,

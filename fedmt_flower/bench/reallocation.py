@@ -41,8 +41,9 @@ def settings(quick: bool) -> dict[str, Json]:
         "limits": list(_LIMITS)[: 1 if quick else None],
         "volumes": list(_VOLUMES),
         "batch": 8 if quick else BATCH,
-        # Of the task with the least, by setting: rounds of a few seconds on an H100.
-        "batches": dict.fromkeys(SETTINGS, 8) if quick else {"heavy": 10, "light": 24, "hybrid": 20},
+        # Of the task with the least, by setting: rounds of six to eight seconds on an H100, where two
+        # hand-overs of a tenth of a second do not hide what they bring.
+        "batches": dict.fromkeys(SETTINGS, 8) if quick else {"heavy": 20, "light": 48, "hybrid": 40},
         "repeats": 2 if quick else 4,
         "quick": quick,
     }
