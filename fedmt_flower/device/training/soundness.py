@@ -36,16 +36,19 @@ def flaw(step: TrainingStep, batch: Batch) -> str:
     """What the first layer that is not sound gets wrong, with what to do; empty if all are.
 
     The model computes its loss on `batch` once, as in a step, and each layer its output and its gradients
-    once more, in float32, on the very input that it was given. Nothing is left of that but what the random
-    generators have drawn.
+    twice more, as in a step and in float32, on random input of the kind that it was given: kernels are chosen
+    by that, and sums that nearly cancel, as in some data, would look wrong. Nothing is left of it but what
+    the random generators have drawn.
     """
     found: list[str] = []
     model, rules = step.model, step.rules
 
-    def look(name: str, layer: nn.Module, inputs: tuple[Any, ...], _: object) -> None:
-        if not found and inputs and isinstance(inputs[0], Tensor):
-            # The hooks that called this are not called for the layer's own repeats.
-            found.extend(f"layer {name} computes {wrong}" for wrong in _deviations(layer, inputs[0]))
+    def look(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+        match inputs, output:
+            # A user's own kind of layer may take and give something else.
+            case (Tensor() as given,), Tensor() if given.is_floating_point() and not found:
+                wrong = _deviations(layer, torch.randn_like(given))
+                found.extend(f"layer {name} computes {what}" for what in wrong)
 
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _LAYERS)]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -72,7 +75,7 @@ def flaw(step: TrainingStep, batch: Batch) -> str:
 
 
 def _deviations(layer: nn.Module, given: Tensor) -> Iterator[str]:
-    """What `layer` gets wrong on the input `given` in the present arithmetic."""
+    """What `layer` gets wrong on the input `given` in the present arithmetic; no hooks are called."""
     learning = {name: weight for name, weight in layer.named_parameters() if weight.requires_grad}
     exact = {name: _exact(weight) for name, weight in layer.named_parameters()}
     theirs, ours = given.detach().requires_grad_(), _exact(given)
