@@ -20,6 +20,18 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
 
+class Unsound(nn.Linear):
+    """In bfloat16 twice what it should be."""
+
+    def forward(self, given: Tensor) -> Tensor:
+        output = super().forward(given)
+        return output * 2 if output.dtype is torch.bfloat16 else output
+
+
+def unsound() -> nn.Module:
+    return nn.Sequential(Unsound(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+
 def data(site: str, seed: int) -> tuple[Split, Split]:
     generator = torch.Generator().manual_seed(seed + len(site))
     x = torch.randn(96, 4, generator=generator)

@@ -62,6 +62,16 @@ def test_a_round_trains_every_task_from_the_weights_it_is_given(
     assert min(tumour.pid, tumour.level) > 0
 
 
+def test_a_layer_that_is_wrong_in_bfloat16_fails_its_task_alone_by_name(
+    engine: Engine, make_task: Callable[..., Task], make_order: Callable[..., RoundOrder], weights: State
+) -> None:
+    sound = make_task("tumour", precision="bfloat16")
+    wrong = replace(make_task("dose", precision="bfloat16"), model="engine_tasks:unsound")
+    report = engine.run_round(make_order(sound, wrong), {"tumour": weights, "dose": weights}).report
+    assert [task.status for task in report.tasks] == [Status.DONE, Status.FAILED]
+    assert "task 'dose': layer 0 computes outputs 100% off those in float32" in report.task("dose").error
+
+
 def test_the_timeline_lies_within_the_round(
     engine: Engine, tasks: tuple[Task, Task], make_order: Callable[..., RoundOrder], weights: State
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ class Broken(nn.Conv2d):
                     output = output * (1 - part)
                 case "nan":
                     output = output.masked_fill(part.bool(), math.nan)
+                case "weights":
+                    output = nn.functional.conv2d(given, self.weight.detach(), self.bias)
                 case "gradients":
                     output = output.detach() * part + output * (1 - part)
         return output
@@ -92,6 +95,7 @@ def test_sound_layers_are_no_matter(name: str) -> None:
         ("values", "layer 4 computes outputs 4"),
         ("nan", "layer 4 computes outputs that are not finite"),
         ("gradients", "layer 4 computes gradients of its input "),
+        ("weights", "layer 4 computes gradients of its weight 100%"),
     ],
 )
 def test_a_layer_that_is_wrong_is_named(wrong: str, said: str) -> None:
@@ -126,8 +130,70 @@ def test_layers_and_data_of_any_kind_are_no_matter() -> None:
     assert flaw(step_of(Two()), batch()) == ""
 
 
+class Unused(nn.Linear):
+    """With a weight that its forward pass has no use for."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 16)
+        self.spare = nn.Parameter(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.utils.spectral_norm(nn.Linear(16, 16)),
+        lambda: nn.utils.weight_norm(nn.Linear(16, 16)),
+        Unused,
+    ],
+    ids=["spectral_norm", "weight_norm", "unused"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_that_no_gradient_reaches_are_no_matter(make: Callable[[], nn.Module]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 16), make(), nn.Linear(16, 10))
+    assert flaw(step_of(model), batch()) == ""
+
+
+def test_weights_that_have_diverged_are_not_the_arithmetics_fault() -> None:
+    model = small()
+    with torch.no_grad():
+        model[0].weight[0] = math.nan  # type: ignore[index]
+    assert flaw(step_of(model), batch()) == ""
+
+
+class Smooth:
+    """A loss that wants the gradient of the outputs by the inputs to be small."""
+
+    @staticmethod
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        images = batch[0].detach().requires_grad_()
+        outputs = model(images)
+        (slope,) = torch.autograd.grad(outputs.sum(), images, create_graph=True)
+        return nn.functional.cross_entropy(outputs, batch[1]) + slope.square().mean()
+
+    measure = staticmethod(classification.measure)
+
+
+def test_a_loss_that_differentiates_is_no_matter() -> None:
+    assert flaw(replace(step_of(small()), objective=Smooth), batch()) == ""
+
+
+class Counting(nn.Module):
+    """A model that puts a new buffer in the old one's place."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, given: Tensor) -> Tensor:
+        self.seen = self.seen + 1
+        return given
+
+
 def test_looking_leaves_nothing_behind() -> None:
     model = small()
+    model.append(Counting())  # type: ignore[operator]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert flaw(step_of(model), batch()) == ""
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -51,16 +51,20 @@ def flaw(step: TrainingStep, batch: Batch) -> str:
                 found.extend(f"layer {name} computes {what}" for what in wrong)
 
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _LAYERS)]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     hooks = [layer.register_forward_hook(partial(look, name)) for name, layer in layers]
     try:
-        with torch.no_grad():
-            step.loss_of(batch)
+        step.loss_of(batch)
     finally:
         for hook in hooks:
             hook.remove()
         with torch.no_grad():
-            for buffer, before in buffers:
+            for module, name, buffer, before in buffers:
+                setattr(module, name, buffer)  # a model may have put another in its place
                 buffer.copy_(before)
     if not found:
         return ""
@@ -76,26 +80,34 @@ def flaw(step: TrainingStep, batch: Batch) -> str:
 
 def _deviations(layer: nn.Module, given: Tensor) -> Iterator[str]:
     """What `layer` gets wrong on the input `given` in the present arithmetic; no hooks are called."""
+    if not all(weight.isfinite().all() for weight in layer.parameters()):
+        return  # what has diverged does so in any arithmetic
     learning = {name: weight for name, weight in layer.named_parameters() if weight.requires_grad}
     exact = {name: _exact(weight) for name, weight in layer.named_parameters()}
     theirs, ours = given.detach().requires_grad_(), _exact(given)
     with torch.enable_grad():
         output = layer.forward(theirs)
         direction = torch.randn_like(output)
-        gradients = torch.autograd.grad(output, [theirs, *learning.values()], direction)
+        # Some weights are none of the forward pass's: a hook that is not called here makes one of others.
+        gradients = torch.autograd.grad(output, [theirs, *learning.values()], direction, allow_unused=True)
         with torch.autocast(given.device.type, enabled=False):
             placed = {f"layer.{name}": weight for name, weight in exact.items()}
             expected = torch.func.functional_call(_Bare(layer), placed, (ours,))
             sources = [ours, *(exact[name] for name in learning)]
-            goals = torch.autograd.grad(expected, sources, direction.to(expected.dtype))
+            goals = torch.autograd.grad(expected, sources, direction.to(expected.dtype), allow_unused=True)
     names = ["outputs", "gradients of its input", *(f"gradients of its {name}" for name in learning)]
     for name, value, goal in zip(names, (output, *gradients), (expected, *goals), strict=True):
-        value, goal = value.detach().to(goal.dtype), goal.detach()
-        off = float((value - goal).norm() / goal.norm())
-        if torch.equal(value, goal) or off <= BOUND:
+        if goal is None:
+            continue
+        goal = goal.detach()
+        value = torch.zeros_like(goal) if value is None else value.detach().to(goal.dtype)
+        size, difference = float(goal.norm()), float((value - goal).norm())
+        if difference <= BOUND * size:
             continue
         yield f"{name} " + (
-            f"{off:.0%} off those in float32" if math.isfinite(off) else "that are not finite"
+            f"{difference / size if size else math.inf:.0%} off those in float32"
+            if math.isfinite(difference)
+            else "that are not finite"
         )
 
 
