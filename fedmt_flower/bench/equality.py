@@ -93,7 +93,7 @@ def digest(weights: Weights) -> str:
 def _task(model: str, batch: int, bench: Bench) -> Task:
     task = synthetic_task(model, batch, bench.options.quick)
     samples = batch * int(bench.settings["steps"])
-    return replace(task, parameters={**task.parameters, "samples": samples, "deterministic": True})
+    return task.with_parameters(samples=samples, deterministic=True)
 
 
 def _round(

@@ -25,7 +25,7 @@ from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.round import Assignment, Mode, RoundOrder, Status
-from fedmt_flower.domain.task import Scalar, Task
+from fedmt_flower.domain.task import Scalar
 from fedmt_flower.errors import EngineError
 
 CLAIM = "what fails on the device fails by name, and the next round works within 5 s"
@@ -99,7 +99,7 @@ class _Scene:
         self._recorder = bench.recorder
         batch = int(bench.settings["batch"])
         self._tasks = tuple(
-            _with(synthetic_task(model, batch, bench.options.quick), samples=_STEPS * batch)
+            synthetic_task(model, batch, bench.options.quick).with_parameters(samples=_STEPS * batch)
             for model in MODELS
         )
         self._weights = {task.name: initial_weights(task, 0) for task in self._tasks}
@@ -109,9 +109,10 @@ class _Scene:
 
     def round(self, steps: int = _STEPS, train: str = "", **parameters: Scalar) -> RoundResult:
         """A round of so many steps a task; `train` names the function that the first task trains by."""
-        first, *others = (_with(task, epochs=steps // _STEPS) for task in self._tasks)
+        first, *others = (task.with_parameters(epochs=steps // _STEPS) for task in self._tasks)
         if train:
-            first = _with(replace(first, train=f"fedmt_flower.bench.user_code:{train}"), **parameters)
+            path = f"fedmt_flower.bench.user_code:{train}"
+            first = replace(first, train=path).with_parameters(**parameters)
         self._number += 1
         order = RoundOrder(
             run="faults",
@@ -162,10 +163,6 @@ class _Scene:
     def _on_progress(self, progress: Progress) -> None:
         if progress.task == MODELS[0]:
             self._training.set()
-
-
-def _with(task: Task, **parameters: Scalar) -> Task:
-    return replace(task, parameters={**task.parameters, **parameters})
 
 
 def _kill(program: str) -> None:

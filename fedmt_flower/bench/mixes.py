@@ -77,11 +77,6 @@ def synthetic_task(name: str, batch: int = BATCH, quick: bool = False, **paramet
     )
 
 
-def at_batch(task: Task, batch: int) -> Task:
-    """The task with another batch size."""
-    return replace(task, parameters={**task.parameters, "batch_size": batch})
-
-
 def volumes_of(seconds: float, rates: Sequence[float], parts: Sequence[int], batch: int) -> tuple[int, ...]:
     """Dᵢ in samples, whole batches in the ratio of `parts`: a round in turn takes about `seconds`.
 
@@ -117,7 +112,7 @@ def fast_step(backend: Backend) -> dict[str, Scalar]:
 def by_step(tasks: Sequence[Task], backend: Backend) -> dict[str, tuple[Task, ...]]:
     """The tasks with either step; those with the fast one have names, and so rates, of their own."""
     fast = fast_step(backend)
-    hastened = (replace(t, name=f"{t.name}.fast", parameters={**t.parameters, **fast}) for t in tasks)
+    hastened = (replace(t.with_parameters(**fast), name=f"{t.name}.fast") for t in tasks)
     return {PLAIN: tuple(tasks), FAST: tuple(hastened)}
 
 

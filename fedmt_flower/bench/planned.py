@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 
 from fedmt_flower.bench.bench import Bench
-from fedmt_flower.bench.mixes import at_batch, seated, solo, volumes_of
+from fedmt_flower.bench.mixes import seated, solo, volumes_of
 from fedmt_flower.bench.models import choose, profiled
 from fedmt_flower.bench.result import Json
 from fedmt_flower.device.planner.models import Chosen
@@ -91,7 +91,7 @@ def problem_of(
     return choose(bench.options, device), BudgetProblem(
         device=device,
         tasks=tuple(known[task.name] for task in tasks),
-        batches=tuple((int(task.parameters["batch_size"]),) for task in tasks),
+        batches=tuple((_own(task),) for task in tasks),
         levels=(levels(profiler),) * len(tasks),
         objective=objective,
         samples=tuple(volumes[task.name] for task in tasks),
@@ -146,7 +146,7 @@ def _measured(
         name: [
             solo(profiler, task),
             Probe(task, profiler.seat(quarter)),
-            *(solo(profiler, at_batch(task, size)) for size in others),
+            *(solo(profiler, task.with_parameters(batch_size=size)) for size in others),
         ]
         for name, (task, others) in tasks.items()
     }

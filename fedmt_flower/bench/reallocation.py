@@ -10,7 +10,7 @@ from typing import Final
 
 from fedmt_flower.bench.allocation_table import SETTINGS, interval
 from fedmt_flower.bench.bench import Bench
-from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, makespan
+from fedmt_flower.bench.engine_rounds import Rounds, chosen_budgets, computed, makespan
 from fedmt_flower.bench.mixes import BATCH, SCHEMES, synthetic_tasks
 from fedmt_flower.bench.recorder import shuffled
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
@@ -18,7 +18,6 @@ from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.device.engine.client import EngineClient
 from fedmt_flower.domain.allocation import Allocation
 from fedmt_flower.domain.round import RoundReport
-from fedmt_flower.domain.timeline import Phase
 
 CLAIM = "rounds get shorter when those that go on are given what a finished task leaves"
 
@@ -144,7 +143,7 @@ def _measure(
             "moved_s": {
                 task.task: [round(move.at_s, 4) for move in task.handovers] for task in reports[_WITH].tasks
             },
-            "ended_s": _ends(reports[_WITH]),
+            "ended_s": {task: round(end, 4) for task, (_, end) in computed(reports[_WITH]).items()},
         }
         recorder.add(cell, repeat, values)
     return recorder.has_all([cell], repeats)
@@ -157,15 +156,6 @@ def _cells(known: Mapping[str, Json]) -> list[str]:
 
 def _budgets(report: RoundReport) -> dict[str, float]:
     return {place.task: place.budget for place in report.plan.tasks}
-
-
-def _ends(report: RoundReport) -> dict[str, float]:
-    """When each task had computed, in seconds of the round's timeline."""
-    ends: dict[str, float] = {}
-    for span in report.timeline:
-        if span.phase is Phase.COMPUTE:
-            ends[span.task] = max(ends.get(span.task, 0.0), round(span.end_s, 4))
-    return ends
 
 
 def _shorter(taken: Sequence[dict[str, Json]]) -> Spread:

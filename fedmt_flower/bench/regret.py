@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from fedmt_flower.bench.bench import Bench
-from fedmt_flower.bench.mixes import BATCH, at_batch, solo, synthetic_tasks
+from fedmt_flower.bench.mixes import BATCH, solo, synthetic_tasks
 from fedmt_flower.bench.models import choose
 from fedmt_flower.bench.planned import features
 from fedmt_flower.bench.rates import WINDOW
@@ -249,7 +249,7 @@ class _Study:
 
     def _probes(self, schedule: Schedule) -> tuple[Probe, ...]:
         return tuple(
-            Probe(at_batch(task, batch), self._profiler.seat(budget))
+            Probe(task.with_parameters(batch_size=batch), self._profiler.seat(budget))
             for task, (batch, budget) in zip(self._tasks, schedule, strict=True)
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Self
 
@@ -116,6 +116,10 @@ class Task:
             problems.append(f"task {self.name!r}: give `train` (whole-call) or `trainer` (stepped), not both")
         if problems:
             raise ConfigError(*problems)
+
+    def with_parameters(self, **parameters: Scalar) -> Self:
+        """This task with these hyperparameters; its others stay."""
+        return replace(self, parameters={**self.parameters, **parameters})
 
     @classmethod
     def in_module(

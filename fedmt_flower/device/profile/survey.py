@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from fedmt_flower.device.backends import DeviceBackend
@@ -36,7 +36,7 @@ class Subject:
 
     def at(self, batch: int) -> Task:
         """The task with that batch size."""
-        return replace(self.task, parameters={**self.task.parameters, "batch_size": batch})
+        return self.task.with_parameters(batch_size=batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
