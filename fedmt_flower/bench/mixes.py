@@ -11,7 +11,6 @@ from fedmt_flower.device.profile.measurement import Probe
 from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.device import Backend
-from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.planning.allocation import plan_round
 
@@ -95,7 +94,7 @@ def probes(profiler: Profiler, tasks: tuple[Task, ...], allocation: Allocation) 
     """The tasks in the seats that `allocation` gives them."""
     plan = plan_round(allocation, tuple(task.name for task in tasks))
     return tuple(
-        Probe(task, profiler.seat(place.budget, plan.sharing))
+        profiler.probe(task, place.budget, plan.sharing)
         for task, place in zip(tasks, plan.tasks, strict=True)
     )
 
@@ -118,9 +117,9 @@ def by_step(tasks: Sequence[Task], backend: Backend) -> dict[str, tuple[Task, ..
 
 def seated(profiler: Profiler, tasks: tuple[Task, ...], budgets: Sequence[float]) -> tuple[Probe, ...]:
     """The tasks, each with its budget in per cent."""
-    return tuple(Probe(task, profiler.seat(r)) for task, r in zip(tasks, budgets, strict=True))
+    return tuple(profiler.probe(task, r) for task, r in zip(tasks, budgets, strict=True))
 
 
 def solo(profiler: Profiler, task: Task) -> Probe:
     """The task alone with the whole device: the reference of its share."""
-    return Probe(task, profiler.seat(100.0, Sharing.CAPPED))
+    return profiler.probe(task, 100.0)

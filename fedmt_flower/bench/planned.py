@@ -15,7 +15,7 @@ from fedmt_flower.bench.result import Json
 from fedmt_flower.device.planner.models import Chosen
 from fedmt_flower.device.profile.measurement import Probe
 from fedmt_flower.device.profile.profiler import Profiler
-from fedmt_flower.device.profile.survey import PERCENTAGES, QUARTER, device_steps
+from fedmt_flower.device.profile.survey import PERCENTAGES, QUARTER, device_steps, levels_of
 from fedmt_flower.domain.allocation import Objective
 from fedmt_flower.domain.profile import CoRunSample, DeviceFeatures, StepKind, TaskFeatures
 from fedmt_flower.domain.step import StepChoice
@@ -26,9 +26,9 @@ from fedmt_flower.planning.features import quarter_share
 from fedmt_flower.planning.search import solve
 
 
-def levels(profiler: Profiler) -> tuple[float, ...]:
-    """The budgets in per cent that plans choose from, the device's own steps."""
-    return device_steps(profiler.backend, PERCENTAGES)
+def levels(profiler: Profiler, task: Task) -> tuple[float, ...]:
+    """The budgets in per cent that plans choose from for `task`, the device's own steps."""
+    return levels_of(profiler.backend, task) or device_steps(profiler.backend, PERCENTAGES)
 
 
 def features(
@@ -92,7 +92,7 @@ def problem_of(
         device=device,
         tasks=tuple(known[task.name] for task in tasks),
         batches=tuple((_own(task),) for task in tasks),
-        levels=(levels(profiler),) * len(tasks),
+        levels=tuple(levels(profiler, task) for task in tasks),
         objective=objective,
         samples=tuple(volumes[task.name] for task in tasks),
         caution=CAUTION,
@@ -145,7 +145,7 @@ def _measured(
     probes = {
         name: [
             solo(profiler, task),
-            Probe(task, profiler.seat(quarter)),
+            profiler.probe(task, quarter),
             *(solo(profiler, task.with_parameters(batch_size=size)) for size in others),
         ]
         for name, (task, others) in tasks.items()

@@ -249,7 +249,7 @@ class _Study:
 
     def _probes(self, schedule: Schedule) -> tuple[Probe, ...]:
         return tuple(
-            Probe(task.with_parameters(batch_size=batch), self._profiler.seat(budget))
+            self._profiler.probe(task.with_parameters(batch_size=batch), budget)
             for task, (batch, budget) in zip(self._tasks, schedule, strict=True)
         )
 

@@ -125,7 +125,7 @@ class _Mix:
 
     def _searching(self) -> list[Probe]:
         """The seats of the exhaustive search."""
-        return [Probe(task, self._profiler.seat(r)) for task in self._tasks for r in self._fitting(_FINE)]
+        return [self._profiler.probe(task, r) for task in self._tasks for r in self._fitting(_FINE)]
 
     def _plan(self, cell: str, volumes: Mapping[str, int]) -> dict[str, Json]:
         """The budgets that the model chooses, and the task that it expects to end last."""

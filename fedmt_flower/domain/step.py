@@ -46,9 +46,14 @@ class StepRules:
     memory_format: MemoryFormat = MemoryFormat.CONTIGUOUS
 
     @property
+    def is_reduced(self) -> bool:
+        """Whether products and convolutions have less than 32 bits."""
+        return self.precision is not Precision.FLOAT32
+
+    @property
     def is_plain(self) -> bool:
         """Whether steps compute as torch does by itself, one by one or as a graph."""
-        return self.precision is Precision.FLOAT32 and self.memory_format is MemoryFormat.CONTIGUOUS
+        return not self.is_reduced and self.memory_format is MemoryFormat.CONTIGUOUS
 
     @classmethod
     def of(cls, parameters: Mapping[str, object]) -> Self:

@@ -121,6 +121,19 @@ class Task:
         """This task with these hyperparameters; its others stay."""
         return replace(self, parameters={**self.parameters, **parameters})
 
+    def step_rules(self, parameters: Mapping[str, Scalar] | None = None) -> StepRules:
+        """How the package's loop takes the task's steps, with a round's `parameters` besides its own.
+
+        The plain rules for a task that brings a loop of its own, and where a round's cannot be: then its
+        worker says so.
+        """
+        if self.train or self.trainer:
+            return StepRules()
+        try:
+            return StepRules.of({**self.parameters, **(parameters or {})})
+        except ConfigError:
+            return StepRules()
+
     @classmethod
     def in_module(
         cls,

@@ -57,6 +57,8 @@ class TaskFacts:
         Whether its operations and traffic were counted; else its features hold 1 of each.
     memory
         Bytes that it holds, by batch size; empty where memory is no limit.
+    levels
+        Budgets in per cent in which its steps are right, ascending; empty: all that the device tells apart.
     """
 
     features: TaskFeatures
@@ -66,6 +68,7 @@ class TaskFacts:
     stepped: bool = True
     counted: bool = True
     memory: Mapping[int, int] = field(default_factory=dict)
+    levels: tuple[float, ...] = ()
 
 
 def needs_prediction(allocation: Allocation, coordination: Coordination) -> bool:
@@ -123,10 +126,10 @@ def frame(
     by_name = {facts.features.task: facts for facts in tasks}
     chosen = allocation.policy is Policy.FEDMT
     fixed = None if chosen else plan_round(allocation, tuple(by_name))
-    given = {} if fixed is None else {place.task: (place.budget,) for place in fixed.tasks}
+    given = {} if fixed is None else {place.task: place.budget for place in fixed.tasks}
     names = coordination.overlap.arrange(by_name)
     tasks = [by_name[name] for name in names]
-    levels = tuple(given.get(name, device.levels) for name in names)
+    levels = tuple(_levels(device, facts, given.get(facts.features.task)) for facts in tasks)
     rules = coordination.batching
     batches = tuple(_fitting(rules, facts) for facts in tasks)
     limited = device.memory_limit > 0 and any(len(row) > 1 for row in batches)
@@ -184,6 +187,13 @@ def _fitting(rules: BatchRules, facts: TaskFacts) -> tuple[int, ...]:
     own = facts.features.reference_batch
     offered = offered_batches(rules, facts.features.task, own, facts.examples, facts.adapts)
     return tuple(batch for batch in offered if batch in facts.memory) or offered
+
+
+def _levels(device: DeviceFacts, facts: TaskFacts, given: float | None) -> tuple[float, ...]:
+    """The budgets that a plan may choose: of a given one that or the next below it that the task can have."""
+    if given is None:
+        return facts.levels or device.levels
+    return (max((level for level in facts.levels if level <= given), default=given),)
 
 
 def _most(allocation: Allocation, levels: Sequence[Sequence[float]], moderated: float) -> float:

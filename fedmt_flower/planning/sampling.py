@@ -23,11 +23,15 @@ _TOGETHER: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A task to profile: its reference batch size, and all that it may be given (the reference too)."""
+    """A task to profile: its reference batch size, and all that it may be given (the reference too).
+
+    `levels` are its budgets in per cent, the device's own steps.
+    """
 
     task: str
     reference: int
     batches: tuple[int, ...]
+    levels: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -59,9 +63,7 @@ class Block:
     settings: tuple[Setting, ...]
 
 
-def blocks(
-    candidates: Sequence[Candidate], levels: Sequence[float], quarter: float, *, seed: int = 0
-) -> Iterator[Block]:
+def blocks(candidates: Sequence[Candidate], quarter: float, *, seed: int = 0) -> Iterator[Block]:
     """An endless plan, the same for the same arguments.
 
     It begins with every task alone. Then one task comes in with each block, with new places, and is first
@@ -72,8 +74,6 @@ def blocks(
     ----------
     candidates
         The tasks; sets have two to five of them.
-    levels
-        Budgets in per cent, the device's own steps.
     quarter
         The device's own step at 25 %.
     seed
@@ -84,13 +84,13 @@ def blocks(
     ConfigError
         If there is no task or no budget.
     """
-    if not candidates or not levels:
+    if not candidates or not all(candidate.levels for candidate in candidates):
         raise ConfigError(
-            f"profile: got {len(candidates)} tasks and {len(levels)} budgets, expected at least one of each"
+            f"profile: got {len(candidates)} tasks, expected at least one, each with at least one budget"
         )
     known = {candidate.task: candidate for candidate in candidates}
     for candidate in candidates:
-        yield _alone(candidate, max(levels), quarter)
+        yield _alone(candidate, quarter)
     generator = np.random.default_rng(seed)
     met = dict.fromkeys(known, 0)
     present: dict[str, tuple[Place, ...]] = {}
@@ -101,7 +101,7 @@ def blocks(
             del present[task]
         absent = sorted(known.keys() - present.keys(), key=lambda task: (met[task], drawn[task]))
         coming = absent[: size - len(present)]
-        present |= {task: _places(known[task], levels, generator) for task in coming}
+        present |= {task: _places(known[task], generator) for task in coming}
         met |= {task: met[task] + 1 for task in present}
         ends = [place for task in coming for place in (present[task][0], present[task][-1])]
         yield Block(
@@ -112,8 +112,9 @@ def blocks(
         )
 
 
-def _alone(candidate: Candidate, whole: float, quarter: float) -> Block:
+def _alone(candidate: Candidate, quarter: float) -> Block:
     """A task alone: at every batch size with the whole device, and on a quarter of it."""
+    whole = max(candidate.levels)
     at_whole = [Place(candidate.task, batch, whole) for batch in sorted(candidate.batches)]
     places = tuple(dict.fromkeys([*at_whole, Place(candidate.task, candidate.reference, quarter)]))
     return Block(places=places, settings=tuple((place,) for place in places))
@@ -125,11 +126,12 @@ def _sizes(n: int) -> Iterator[int]:
     return itertools.cycle([*range(least, most), *range(most, least, -1)] or [least])
 
 
-def _places(candidate: Candidate, levels: Sequence[float], generator: np.random.Generator) -> Setting:
+def _places(candidate: Candidate, generator: np.random.Generator) -> Setting:
     """The whole device and the middle at the reference batch size; then random places, spread out.
 
     Most plans leave batch sizes as they are, so two thirds of the places do.
     """
+    levels = candidate.levels
     middle = min(levels, key=lambda level: (abs(level - _MIDDLE), level))
     even = [Place(candidate.task, candidate.reference, level) for level in (max(levels), middle)]
     batches, budgets = _spread(candidate.batches, generator), _spread(levels, generator)

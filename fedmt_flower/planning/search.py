@@ -94,10 +94,12 @@ def _plan(evaluator: Evaluator, best: _Best) -> BudgetPlan:
 def _cautious(evaluator: Evaluator, best: _Best) -> _Best:
     """Of equal budgets the best, unless `best` passes it by more than the problem's caution."""
     problem, n = evaluator.problem, len(evaluator.problem.tasks)
-    if problem.caution <= 0 or len(set(map(tuple, map(sorted, problem.levels)))) > 1:
+    levels = [sorted(row) for row in problem.levels]
+    common = sorted(set(levels[0]).intersection(*levels[1:]))
+    if problem.caution <= 0 or not common:
         return best
-    points = np.tile(best.point, (len(problem.levels[0]), 1))
-    points[:, n:] = np.arange(len(points))[:, None]
+    points = np.tile(best.point, (len(common), 1))
+    points[:, n:] = [[row.index(level) for row in levels] for level in common]
     values = evaluator.values(_boxes(points))
     place = int(values.argmax())
     if best.value > values[place] * (1.0 + problem.caution):

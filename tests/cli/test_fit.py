@@ -35,8 +35,8 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = SamplesFile(path, header, resume=False)
     file.add(Device(features=DeviceFeatures(name="made up", units=10, peak=1e12, bandwidth=1e11)))
     file.add(*(Task(task=name, flops=1e9 / solo, traffic=1e8 / solo) for name, solo in SOLO.items()))
-    candidates = [Candidate(task=one.task, reference=64, batches=(32, 64)) for one in tasks]
-    for block in islice(blocks(candidates, LEVELS, 25.0), 12):
+    candidates = [Candidate(task=one.task, reference=64, batches=(32, 64), levels=LEVELS) for one in tasks]
+    for block in islice(blocks(candidates, 25.0), 12):
         for setting in block.settings:
             file.add(
                 Rates(

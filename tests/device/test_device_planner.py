@@ -140,6 +140,31 @@ def test_a_round_under_fedmt_has_a_forecast_that_its_reports_correct(
     assert sum("alone: " in r.getMessage() for r in caplog.records) == 2
 
 
+@pytest.mark.parametrize("allocation", [FEDMT, Allocation(policy=Policy.STATIC, budgets=(80.0,))])
+def test_a_task_in_bfloat16_has_a_budget_in_which_its_steps_are_right(
+    play: Any,
+    make_task: MakeTask,
+    make_order: MakeOrder,
+    monkeypatch: pytest.MonkeyPatch,
+    allocation: Allocation,
+) -> None:
+    monkeypatch.setattr(CpuBackend, "sound", lambda backend, budget: min(budget, 50.0))
+    tasks = [make_task("plain", epochs=2), make_task("reduced", epochs=2, precision="bfloat16")]
+
+    async def scene(device: Device) -> None:
+        order = replace(make_order(*tasks, mode=Mode.TRAIN), allocation=allocation)
+        for number in (1, 2):
+            report = await device.run(replace(order, round=number))
+            assert [task.status for task in report.tasks] == [Status.DONE, Status.DONE]
+            budgets = {place.task: place.budget for place in report.plan.tasks}
+            assert budgets["reduced"] == 50.0
+            assert allocation is FEDMT or budgets["plain"] == 80.0
+        shared = await device.run(replace(order, allocation=Allocation(policy=Policy.SHARING), round=3))
+        assert {place.task: place.budget for place in shared.plan.tasks} == {"plain": 100.0, "reduced": 50.0}
+
+    play(scene)
+
+
 @pytest.fixture
 def only_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first look at tasks on two CPUs that leaves no worker with a part of them."""

@@ -126,5 +126,16 @@ def test_dismissed_workers_are_gone(profiler: Profiler) -> None:
     assert Path(f"/proc/{profiler.workers.pid(a)}").exists()
 
 
+def test_steps_in_bfloat16_have_budgets_in_which_they_are_right(
+    profiler: Profiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler.backend, "sound", lambda budget: min(budget, 1.0))
+    assert profiler.probe(task("a", precision="bfloat16"), 100.0).seat == profiler.seat(1.0)
+    assert profiler.probe(task("a"), 100.0).seat == profiler.seat(100.0)
+    assert profiler.probe(task("a", precision="bfloat16"), 100.0, Sharing.IN_TURN).seat == profiler.seat(
+        100.0
+    )
+
+
 def test_the_whole_device_is_the_reference(profiler: Profiler) -> None:
     assert profiler.seat(100.0) == profiler.seat(100.0, Sharing.IN_TURN)

@@ -71,6 +71,19 @@ def case_of(
     )
 
 
+def test_a_task_has_only_budgets_in_which_its_steps_are_right(
+    gpu: DeviceFacts, tasks: tuple[TaskFacts, ...]
+) -> None:
+    tasks = (replace(tasks[0], levels=(25.0, 50.0, 100.0)), *tasks[1:])
+
+    def levels_of(allocation: Allocation) -> tuple[tuple[float, ...], ...]:
+        return frame(allocation, Coordination(), gpu, tasks, loads={}).problem.levels
+
+    assert levels_of(FEDMT) == ((25.0, 50.0, 100.0), gpu.levels, gpu.levels)
+    assert levels_of(Allocation(policy=Policy.STATIC, budgets=(80.0,))) == ((50.0,), (80.0,), (80.0,))
+    assert levels_of(Allocation(policy=Policy.STATIC, budgets=(20.0,))) == ((20.0,),) * 3
+
+
 @pytest.mark.parametrize(
     ("allocation", "coordination", "needed"),
     [

@@ -17,8 +17,10 @@ LEVELS = tuple(float(level) for level in range(20, 101, 10))
 
 
 def plan(n: int, count: int, *, batches: tuple[int, ...] = (32, 64, 128), seed: int = 0) -> list[Block]:
-    candidates = [Candidate(task=f"t{i}", reference=batches[-1], batches=batches) for i in range(n)]
-    return list(islice(blocks(candidates, LEVELS, 25.0, seed=seed), count))
+    candidates = [
+        Candidate(task=f"t{i}", reference=batches[-1], batches=batches, levels=LEVELS) for i in range(n)
+    ]
+    return list(islice(blocks(candidates, 25.0, seed=seed), count))
 
 
 def test_every_task_is_measured_alone_first_at_every_batch_size_and_on_a_quarter() -> None:
@@ -77,8 +79,9 @@ def test_the_plan_is_the_same_in_every_process(hash_seed: str) -> None:
     script = (
         "from itertools import islice\n"
         "from fedmt_flower.planning.sampling import Candidate, blocks\n"
-        "tasks = [Candidate(task=f't{i}', reference=64, batches=(32, 64)) for i in range(7)]\n"
-        "print(list(islice(blocks(tasks, [50.0, 100.0], 25.0), 30)))"
+        "rest = {'reference': 64, 'batches': (32, 64), 'levels': (50.0, 100.0)}\n"
+        "tasks = [Candidate(task=f't{i}', **rest) for i in range(7)]\n"
+        "print(list(islice(blocks(tasks, 25.0), 30)))"
     )
     said = subprocess.run(
         [sys.executable, "-c", script],
@@ -87,16 +90,28 @@ def test_the_plan_is_the_same_in_every_process(hash_seed: str) -> None:
         text=True,
         check=True,
     )
-    candidates = [Candidate(task=f"t{i}", reference=64, batches=(32, 64)) for i in range(7)]
-    assert said.stdout.strip() == str(list(islice(blocks(candidates, [50.0, 100.0], 25.0), 30)))
+    candidates = [
+        Candidate(task=f"t{i}", reference=64, batches=(32, 64), levels=(50.0, 100.0)) for i in range(7)
+    ]
+    assert said.stdout.strip() == str(list(islice(blocks(candidates, 25.0), 30)))
 
 
 def test_one_task_with_one_setting_is_measured_again_and_again() -> None:
-    candidate = Candidate(task="only", reference=8, batches=(8,))
-    for block in islice(blocks([candidate], [100.0], 100.0), 5):
+    candidate = Candidate(task="only", reference=8, batches=(8,), levels=(100.0,))
+    for block in islice(blocks([candidate], 100.0), 5):
         assert block.settings == ((Place("only", 8, 100.0),),)
 
 
 def test_nothing_to_sample_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 tasks"):
-        next(blocks([], LEVELS, 25.0))
+        next(blocks([], 25.0))
+
+
+def test_a_task_is_only_sampled_at_budgets_that_it_can_have() -> None:
+    plain = Candidate(task="plain", reference=8, batches=(8,), levels=LEVELS)
+    halves = Candidate(task="halves", reference=8, batches=(8,), levels=(25.0, 50.0, 100.0))
+    taken: dict[str, set[float]] = {"plain": set(), "halves": set()}
+    for block in islice(blocks([plain, halves], 25.0), 40):
+        for place in block.places:
+            taken[place.task].add(place.budget)
+    assert taken == {"plain": {25.0, *LEVELS}, "halves": {25.0, 50.0, 100.0}}

@@ -147,6 +147,18 @@ def test_equal_budgets_are_left_only_for_a_gain_that_passes_the_caution(
     assert careful.bound >= best.score * (1.0 - 300 * THRIFT)
 
 
+def test_equal_budgets_are_those_that_all_tasks_can_have(
+    problem: BudgetProblem, fitted: XGBoostModel
+) -> None:
+    rows = ((25.0, 50.0, 100.0), (20.0, 50.0, 80.0, 100.0), (40.0, 50.0, 100.0))
+    asked = replace(problem, levels=rows, batches=tuple((row[-1],) for row in problem.batches))
+    even = [exhaustive(replace(asked, levels=((level,),) * 3), fitted) for level in (50.0, 100.0)]
+    careful = solve(replace(asked, caution=0.9), fitted)
+    assert careful.budgets == max(even, key=lambda plan: plan.score).budgets
+    none = replace(asked, levels=((25.0,), (20.0, 50.0), (40.0, 50.0)), caution=0.9)
+    assert solve(none, fitted).budgets[0] == 25.0
+
+
 class Saturating:
     """Rates that stop growing at a budget of 40 %."""
 

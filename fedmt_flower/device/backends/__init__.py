@@ -34,6 +34,10 @@ class DeviceBackend(Protocol):
         """
         ...
 
+    def sound(self, budget: float) -> float:
+        """The largest share of at most `budget` % (0, 100] in which steps of less than 32 bits are right."""
+        ...
+
     def welcome(self, pid: int, seat: Seat) -> None:
         """Check that the worker `pid`, its device initialised, sits where it should; EngineError if not."""
         ...

@@ -43,6 +43,10 @@ class CpuBackend:
         level = threads_of(budget if sharing is Sharing.CAPPED else 100.0, self._threads)
         return Seat(device="cpu", level=level, environment=dict.fromkeys(_THREADS_OF, str(level)))
 
+    def sound(self, budget: float) -> float:
+        """`budget`: any number of threads computes the same."""
+        return budget
+
     def welcome(self, pid: int, seat: Seat) -> None:
         """Nothing to check: a worker sets its own threads."""
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 CONTROL = "nvidia-cuda-mps-control"
 SERVER = "nvidia-cuda-mps-server"
 
+HOPPER = 9
+"""The major compute capability of the architecture whose products in bfloat16 need certain shares."""
 _VOLTA = (7, 0)
 """The first architecture whose MPS clients can be given a share of the SMs."""
 
@@ -159,13 +161,19 @@ def doctor() -> dict[str, object]:
                 "compute_mode": card.compute_mode,
                 "sm_occupancy": "NVML GPM" if card.gpm else "not to be had: NVML GPM needs Hopper or later",
                 "budgets": why_not_mps(card, binaries)
-                or f"enforced by MPS, {max_clients(card.cuda)} clients",
+                or f"enforced by MPS, {max_clients(card.cuda)} clients{_in_bfloat16(card)}",
             }
             for card in cards
         ],
         "gpu_problem": "",
         "mps_control": binaries.control,
     }
+
+
+def _in_bfloat16(card: Gpu) -> str:
+    if card.capability[0] != HOPPER:
+        return ""
+    return "; for steps in bfloat16 cut to 50, 25 or 12.5 %, or from 90 % and to 12.5 % as they are"
 
 
 def _describe(library: ModuleType, index: int) -> Gpu:

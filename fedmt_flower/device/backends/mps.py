@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedmt_flower.device.backends import facts
 from fedmt_flower.device.backends.mps_daemon import Control, DaemonError, OwnControl, is_running
-from fedmt_flower.device.backends.mps_seats import LOG, PIPE, seat_outside, seat_within
+from fedmt_flower.device.backends.mps_seats import LOG, PIPE, seat_outside, seat_within, sound_share
 from fedmt_flower.device.ipc.seat import Seat
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.errors import EngineError
@@ -91,6 +91,12 @@ class MpsBackend:
         if self._control is None or sharing is Sharing.TIME_SLICED:
             return seat_outside(card, self._outside)
         return seat_within(card, budget, self._control.pipe, self._memory_share, yields=yields)
+
+    def sound(self, budget: float) -> float:
+        """`budget`, or on a Hopper GPU under MPS what `sound_share` makes of it."""
+        card = self._opened()
+        hopper = self._control is not None and card.capability[0] == facts.HOPPER
+        return sound_share(budget, card.multiprocessors) if hopper else budget
 
     def welcome(self, pid: int, seat: Seat) -> None:
         """Check that the worker `pid`, whose CUDA is up, is a client of MPS if its seat is under MPS.

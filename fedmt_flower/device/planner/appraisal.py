@@ -182,7 +182,14 @@ def with_quarter(seen: Examined, own: int, rate: float, budget: float) -> Examin
     )
 
 
-def facts_of(task: Task, size: int, appraised: Appraised, seen: Examined, solo: float) -> TaskFacts:
+def facts_of(
+    task: Task,
+    size: int,
+    appraised: Appraised,
+    seen: Examined,
+    solo: float,
+    levels: tuple[float, ...] = (),
+) -> TaskFacts:
     """What is known of a task that was looked at.
 
     Parameters
@@ -193,6 +200,8 @@ def facts_of(task: Task, size: int, appraised: Appraised, seen: Examined, solo: 
         What it has to do, and what it is alone.
     solo
         Its solo rate at its own batch size, in samples/s.
+    levels
+        See `TaskFacts.levels`.
     """
     return TaskFacts(
         features=TaskFeatures(
@@ -212,6 +221,7 @@ def facts_of(task: Task, size: int, appraised: Appraised, seen: Examined, solo: 
         stepped=task.kind is TaskKind.STEPPED,
         counted=seen.flops > 1.0,
         memory=seen.memory if any(seen.memory.values()) else {},
+        levels=levels,
     )
 
 

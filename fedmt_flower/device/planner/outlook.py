@@ -144,6 +144,7 @@ def profiled(path: Path, order: RoundOrder, weights: Mapping[str, Weights], tell
 
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory:
         appraised = asyncio.run(appraise(Path(directory)))
+    levels = {sampled.task: sampled.levels for sampled in profile.tasks}
     tasks = tuple(
         TaskFacts(
             features=features[assignment.task.name],
@@ -156,6 +157,7 @@ def profiled(path: Path, order: RoundOrder, weights: Mapping[str, Weights], tell
             examples=appraised[assignment.task.name].examples,
             adapts=appraised[assignment.task.name].adapts,
             stepped=assignment.task.kind is TaskKind.STEPPED,
+            levels=levels[assignment.task.name],
         )
         for assignment in order.assignments
     )

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fedmt_flower.device.backends import DeviceBackend
@@ -16,7 +16,7 @@ from fedmt_flower.device.planner.models import Models
 from fedmt_flower.device.planner.scout import Known, Scout, file_sizes
 from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.domain.allocation import Policy
-from fedmt_flower.domain.plan import DevicePlan
+from fedmt_flower.domain.plan import DevicePlan, RoundPlan, Sharing
 from fedmt_flower.domain.round import RoundOrder, RoundReport
 from fedmt_flower.errors import ConfigError, FedMTError
 from fedmt_flower.planning.case import Case
@@ -73,6 +73,7 @@ class Planner:
     """
 
     def __init__(self, backend: DeviceBackend, pool: Pool) -> None:
+        self._backend = backend
         self._scout = Scout(backend, pool)
         self._models = Models(backend.name)
         self._runs: OrderedDict[str, _Run] = OrderedDict()
@@ -92,6 +93,10 @@ class Planner:
         ConfigError
             If what is asked for cannot be planned.
         """
+        planned = await self._planned(order, weights)
+        return replace(planned, plan=self._sound(order, planned.plan))
+
+    async def _planned(self, order: RoundOrder, weights: Mapping[str, int]) -> DevicePlan:
         if not needs_prediction(order.allocation, order.coordination):
             return DevicePlan(plan=unpredicted(order))
         run = self._run(order.run)
@@ -121,6 +126,26 @@ class Planner:
             if not known.unknown:
                 self._look_ahead(order, run, known)
                 self._prepare(order, run)
+
+    def _sound(self, order: RoundOrder, plan: RoundPlan) -> RoundPlan:
+        """`plan`, where no task that trains has a budget in which its steps are wrong."""
+        if plan.sharing is not Sharing.CAPPED:
+            return plan
+        places = {place.task: place for place in plan.tasks}
+        for assignment in order.assignments:
+            rules = assignment.task.step_rules(assignment.parameters)
+            given = places[assignment.task.name].budget
+            budget = self._backend.sound(given)
+            if assignment.mode.trains and rules.is_reduced and budget < given:
+                places[assignment.task.name] = replace(places[assignment.task.name], budget=budget)
+                log.info(
+                    "task %s trains in %s: of %g %% of the device it is given %g %%",
+                    assignment.task.name,
+                    rules.precision,
+                    given,
+                    budget,
+                )
+        return replace(plan, tasks=tuple(places.values()))
 
     async def _predicted(self, order: RoundOrder, run: _Run, known: Known) -> DevicePlan:
         began = time.monotonic()

@@ -28,7 +28,7 @@ from fedmt_flower.device.planner.appraisal import (
 from fedmt_flower.device.planner.models import Chosen, Models
 from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.device.processes.worker_handle import WorkerHandle
-from fedmt_flower.device.profile.survey import PERCENTAGES, QUARTER, device_steps
+from fedmt_flower.device.profile.survey import PERCENTAGES, QUARTER, device_steps, levels_of
 from fedmt_flower.domain.coordination import Batching
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.domain.plan import Sharing, TaskPlan
@@ -186,7 +186,9 @@ class Scout:
             solo = seen.speeds[own]
         else:
             seen = await self._describe(order, task, job, own)
-        return None if solo is None else facts_of(task, size, appraised, seen, solo)
+        if solo is None:
+            return None
+        return facts_of(task, size, appraised, seen, solo, levels_of(self._backend, task, job.parameters))
 
     async def _appraise(self, order: RoundOrder, task: Task, job: Job) -> Appraised:
         lasting = {key: value for key, value in job.parameters.items() if key not in ROUND_KEYS}

@@ -28,6 +28,7 @@ from fedmt_flower.device.profile.telemetry import SPOILING, Usage
 from fedmt_flower.device.profile.warm_workers import WarmWorkers
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.step import StepChoice
+from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,12 @@ class Profiler:
     def seat(self, budget: float, sharing: Sharing = Sharing.CAPPED, *, yields: bool = False) -> Seat:
         """The seat of a budget in per cent."""
         return self.backend.seat(budget, sharing, yields=yields)
+
+    def probe(self, task: Task, budget: float, sharing: Sharing = Sharing.CAPPED) -> Probe:
+        """`task` with a budget in per cent, or with the next below in which its steps are right."""
+        if task.step_rules().is_reduced and sharing is Sharing.CAPPED:
+            budget = self.backend.sound(budget)
+        return Probe(task, self.seat(budget, sharing))
 
     def describe(self, probe: Probe, *, peak: bool = False) -> Described:
         """What a step of `probe` costs, and what the device can do for a task in its seat.

@@ -29,7 +29,8 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     """A task of a profile.
 
     `model` labels what it trains; `parameters` are its own, written as text; `batches` are the batch sizes
-    in samples that it is measured with, `reference` among them.
+    in samples that it is measured with, `reference` among them; `levels` are its budgets in per cent, if it
+    cannot have all of the profile's.
     """
 
     task: str
@@ -37,6 +38,7 @@ class Sampled(msgspec.Struct, frozen=True, kw_only=True):
     parameters: str
     reference: int
     batches: tuple[int, ...]
+    levels: tuple[float, ...] = ()
 
 
 class Profile(Entry, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from fedmt_flower.device.profile.measurement import Probe
 from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.device.profile.samples import SamplesFile
 from fedmt_flower.domain.plan import Sharing
-from fedmt_flower.domain.task import Task
+from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.errors import EngineError
 from fedmt_flower.planning.sampling import Block, Candidate, Place, Setting, blocks
 
@@ -57,6 +57,18 @@ def device_steps(backend: DeviceBackend, percentages: Iterable[float]) -> tuple[
     return tuple(100.0 * level / units for level in sorted(levels))
 
 
+def levels_of(
+    backend: DeviceBackend, task: Task, parameters: Mapping[str, Scalar] | None = None
+) -> tuple[float, ...]:
+    """The budgets in per cent in which the steps of `task` are right, with a round's `parameters`; ascending.
+
+    Empty where all are that the device tells apart.
+    """
+    if not task.step_rules(parameters).is_reduced:
+        return ()
+    return device_steps(backend, map(backend.sound, PERCENTAGES))
+
+
 def profile_of(
     subjects: Sequence[Subject], backend: DeviceBackend, seed: int, origin: Mapping[str, str]
 ) -> samples.Profile:
@@ -69,6 +81,7 @@ def profile_of(
                 parameters=repr(sorted(subject.task.parameters.items())),
                 reference=subject.reference,
                 batches=tuple(sorted({subject.reference, *subject.batches})),
+                levels=levels_of(backend, subject.task),
             )
             for subject in subjects
         ),
@@ -110,7 +123,12 @@ class Survey:
         profile = self._file.entries[0]
         assert isinstance(profile, samples.Profile)
         candidates = [
-            Candidate(task=sampled.task, reference=sampled.reference, batches=sampled.batches)
+            Candidate(
+                task=sampled.task,
+                reference=sampled.reference,
+                batches=sampled.batches,
+                levels=sampled.levels or profile.levels,
+            )
             for sampled in profile.tasks
         ]
         done = self._file.settings
@@ -118,7 +136,7 @@ class Survey:
         def is_over() -> bool:
             return time.monotonic() >= deadline or (most is not None and self._file.settings >= most)
 
-        for block in blocks(candidates, profile.levels, profile.quarter, seed=profile.seed):
+        for block in blocks(candidates, profile.quarter, seed=profile.seed):
             if done >= len(block.settings):
                 done -= len(block.settings)
                 continue
@@ -136,7 +154,7 @@ class Survey:
 
     def _probe(self, place: Place) -> Probe:
         task = self._subjects[place.task].at(place.batch)
-        return Probe(task, self._profiler.seat(place.budget))
+        return self._profiler.probe(task, place.budget)
 
     def _warm(self, block: Block) -> None:
         """Have the block's workers, and the features of tasks that are new."""

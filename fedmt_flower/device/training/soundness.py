@@ -1,8 +1,8 @@
 """Whether layers compute, in a task's precision and memory format, what they compute in float32.
 
-On an H100 that four processes shared under MPS, with 26 to 104 of its 132 multiprocessors each, convolutions
-in bfloat16 and channels-last order gave values that were 5 to 100 % off, or not finite. With the whole GPU to
-itself a process computed what it should, and in float32 all do.
+cuBLAS on an H100 leaves parts of products in bfloat16 unwritten, without an error, if a process may use some
+numbers of its multiprocessors (see `fedmt_flower.device.backends.mps_seats.sound_share`). Budgets avoid
+those; of other GPUs, and other versions, nothing is known.
 """
 
 from __future__ import annotations

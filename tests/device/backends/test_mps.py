@@ -10,6 +10,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,7 +20,7 @@ import pytest
 from fedmt_flower.device.backends import facts
 from fedmt_flower.device.backends.mps import MpsBackend
 from fedmt_flower.device.backends.mps_daemon import OwnControl, parse_pids
-from fedmt_flower.device.backends.mps_seats import multiprocessors_of, percentage_for
+from fedmt_flower.device.backends.mps_seats import multiprocessors_of, percentage_for, sound_share
 from fedmt_flower.device.processes.pool import Pool
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.task import Task
@@ -90,6 +92,30 @@ def test_a_budget_is_rounded_down_to_a_pair_of_multiprocessors(budget: float, mu
     assert multiprocessors_of(budget, 132) == multiprocessors
 
 
+@pytest.mark.parametrize(
+    ("budget", "sound"),
+    [
+        (100, 132),
+        (90, 118),
+        (89, 66),
+        (60, 66),
+        (50, 66),
+        (49, 32),
+        (25, 32),
+        (24.3, 32),
+        (24, 16),
+        (12.5, 16),
+        (10, 12),
+    ],
+)
+def test_bfloat16_has_halves_of_a_hopper_gpu(budget: float, sound: int) -> None:
+    share = sound_share(budget, 132)
+    assert share <= budget
+    assert multiprocessors_of(share, 132) == sound
+    assert sound_share(share, 132) == share
+    assert sound_share(100 * sound / 132, 132) == pytest.approx(100 * sound / 132)
+
+
 @pytest.mark.parametrize("total", [14, 20, 40, 80, 84, 108, 114, 132, 142, 148, 160, 188])
 def test_a_whole_percentage_reaches_every_level(total: int) -> None:
     for level in range(8, total + 1, 2):
@@ -148,6 +174,18 @@ def test_a_seat_holds_card_percentage_and_memory_cap(programs: Path, tmp_path: P
         "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "60",
         "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=20G",
     }
+
+
+def test_only_hopper_s_shares_are_cut_to_sound_ones(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(MpsBackend(0, tmp_path)) as backend:
+        backend.open()
+        assert [backend.sound(budget) for budget in (100.0, 60.0, 30.0)] == [100.0, 50.0, 25.0]
+    monkeypatch.setattr(facts, "gpu", lambda index: replace(CARD, capability=(8, 0)))
+    with closing(MpsBackend(0, tmp_path)) as backend:
+        backend.open()
+        assert backend.sound(60.0) == 60.0
 
 
 def test_a_task_that_yields_has_a_seat_of_its_own(programs: Path, tmp_path: Path) -> None:
