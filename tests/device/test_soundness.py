@@ -17,7 +17,7 @@ from fedmt_flower.bench.mixes import SCHEMES, fast_step, synthetic_task
 from fedmt_flower.device.engine.client import EngineClient
 from fedmt_flower.device.engine.connection import connect
 from fedmt_flower.device.ipc.job import Job
-from fedmt_flower.device.training import trainer
+from fedmt_flower.device.training import soundness, trainer
 from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.device.training.runtime import TaskRuntime
 from fedmt_flower.device.training.soundness import flaw
@@ -87,6 +87,22 @@ def small(wrong: str = "") -> nn.Module:
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "shufflenet_v2", "resnet18", "densenet121"])
 def test_sound_layers_are_no_matter(name: str) -> None:
     assert flaw(step_of(getattr(models, name)(in_channels=3)), batch()) == ""
+
+
+def test_of_layers_that_are_alike_the_first_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[tuple[int, ...]] = []
+
+    def look(layer: nn.Module, given: Tensor) -> tuple[str, ...]:
+        looked.append(tuple(given.shape))
+        return ()
+
+    monkeypatch.setattr(soundness, "_deviations", look)
+    layers = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)]
+    model = nn.Sequential(
+        *layers, nn.Conv2d(3, 3, 3, stride=2), layers[0], nn.Flatten(), nn.Linear(3 * 15 * 15, 10)
+    )
+    assert flaw(step_of(model), batch()) == ""
+    assert looked == [(8, 3, 32, 32), (8, 3, 32, 32), (8, 3, 15, 15), (8, 675)]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -37,16 +38,21 @@ def flaw(step: TrainingStep, batch: Batch) -> str:
 
     The model computes its loss on `batch` once, as in a step, and each layer its output and its gradients
     twice more, as in a step and in float32, on random input of the kind that it was given: kernels are chosen
-    by that, and sums that nearly cancel, as in some data, would look wrong. Nothing is left of it but what
-    the random generators have drawn.
+    by that, and sums that nearly cancel, as in some data, would look wrong. Of layers that are alike in all
+    but their weights the first is looked at. Nothing is left of it but what the random generators have drawn.
     """
     found: list[str] = []
+    seen: set[object] = set()
     model, rules = step.model, step.rules
 
     def look(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         match inputs, output:
             # A user's own kind of layer may take and give something else.
             case (Tensor() as given,), Tensor() if given.is_floating_point() and not found:
+                kind = type(layer), layer.extra_repr(), given.shape
+                if kind in seen:
+                    return
+                seen.add(kind)
                 wrong = _deviations(layer, torch.randn_like(given))
                 found.extend(f"layer {name} computes {what}" for what in wrong)
 
@@ -90,7 +96,7 @@ def _deviations(layer: nn.Module, given: Tensor) -> Iterator[str]:
         direction = torch.randn_like(output)
         # Some weights are none of the forward pass's: a hook that is not called here makes one of others.
         gradients = torch.autograd.grad(output, [theirs, *learning.values()], direction, allow_unused=True)
-        with torch.autocast(given.device.type, enabled=False):
+        with torch.autocast(given.device.type, enabled=False), _without_cudnn():
             placed = {f"layer.{name}": weight for name, weight in exact.items()}
             expected = torch.func.functional_call(_Bare(layer), placed, (ours,))
             sources = [ours, *(exact[name] for name in learning)]
@@ -109,6 +115,18 @@ def _deviations(layer: nn.Module, given: Tensor) -> Iterator[str]:
             if math.isfinite(difference)
             else "that are not finite"
         )
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Convolutions are done by torch's own few kernels: each of cuDNN's many is loaded when first used."""
+    known: Any = torch.backends.cudnn
+    before = known.enabled
+    known.enabled = False
+    try:
+        yield
+    finally:
+        known.enabled = before
 
 
 class _Bare(nn.Module):
