@@ -153,8 +153,9 @@ def _why(shown: Shown) -> Iterator[str]:
     limits = [f"R_v at most {most:.0f} %"] if most < float("inf") else []
     if problem.memory:
         limits.append(f"{problem.memory_limit / 2**30:.0f} GiB of memory for all tasks")
-    steps = len(problem.levels[0])
-    limits.append(f"{plural(steps, 'budget')} that the device tells apart")
+    steps = sorted({len(row) for row in problem.levels})
+    fewest = f"{steps[0]} to " if len(steps) > 1 else ""
+    limits.append(f"{fewest}{plural(steps[-1], 'budget')} for each task")
     yield f"limits: {', '.join(limits)}"
     if not shown.equal:
         return

@@ -138,6 +138,11 @@ def distinct_levels(percentages: tuple[float, ...], units: int) -> tuple[float, 
     return tuple(smallest.values())
 
 
+def common_levels(levels: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Those that every task can have, of each task's `levels`; ascending."""
+    return tuple(sorted(set(levels[0]).intersection(*levels[1:])))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Boxes:
     """Sets of settings: a batch size for each task, and a range of its levels, both ends within.

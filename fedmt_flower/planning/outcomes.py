@@ -11,7 +11,7 @@ import numpy as np
 from fedmt_flower.domain.plan import Sharing
 from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import ConfigError
-from fedmt_flower.planning.budgets import BudgetProblem
+from fedmt_flower.planning.budgets import BudgetProblem, common_levels
 from fedmt_flower.planning.case import Case
 from fedmt_flower.planning.planner import PlannedRound
 
@@ -74,7 +74,7 @@ def sweep(case: Case) -> Iterator[Outcome]:
 def equal_budgets(case: Case) -> Iterator[Outcome]:
     """The plans in which all tasks have one budget, for the whole round."""
     problem = case.request.problem
-    for level in problem.levels[0]:
+    for level in common_levels(problem.levels):
         fixed = replace(problem, levels=((level,),) * len(problem.tasks))
         planned = _limited(_with(case, fixed), problem.virtual_resource)
         if planned is not None:

@@ -16,7 +16,7 @@ from fedmt_flower.domain.plan import RoundPlan, Sharing, TaskPlan
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.batching import BatchPlan, choose_batches
 from fedmt_flower.planning.bounds import lower_bound
-from fedmt_flower.planning.budgets import BudgetPlan, BudgetProblem
+from fedmt_flower.planning.budgets import BudgetPlan, BudgetProblem, common_levels
 from fedmt_flower.planning.overlap import EXACT, OrderPlan, nearby_batches, plan_order
 from fedmt_flower.planning.rates import Index, RateTable, states
 from fedmt_flower.planning.reallocation import Reallocation, RoundSetup, hold, reallocate
@@ -229,9 +229,10 @@ def _constant(
 
 def _best_start(request: PlanRequest, setup: RoundSetup, start: Index, budgets: Array) -> Array:
     """Of `budgets`, found as if all tasks began at once, and of equal ones, those of the shortest round."""
-    tasks, grid = np.arange(len(budgets)), setup.grid
+    tasks = np.arange(len(budgets))
     fixed = replace(setup, batches=setup.batches[tasks, start][:, None])
-    tried = [budgets, *grid.T[grid.sum(axis=0) <= setup.most + 1e-9]]
+    even = [np.full_like(budgets, level) for level in common_levels(setup.levels)]
+    tried = [budgets, *(row for row in even if row.sum() <= setup.most + 1e-9)]
     overlap = request.overlap
     if overlap is Overlap.FLEXIBLE and len(tasks) > EXACT:
         overlap = Overlap.WORKLOAD

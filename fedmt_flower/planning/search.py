@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from fedmt_flower.errors import ConfigError
-from fedmt_flower.planning.budgets import Boxes, BudgetPlan, BudgetProblem, Evaluator
+from fedmt_flower.planning.budgets import Boxes, BudgetPlan, BudgetProblem, Evaluator, common_levels
 from fedmt_flower.planning.rates import Index
 from fedmt_flower.planning.throughput import ThroughputModel
 
@@ -94,8 +94,7 @@ def _plan(evaluator: Evaluator, best: _Best) -> BudgetPlan:
 def _cautious(evaluator: Evaluator, best: _Best) -> _Best:
     """Of equal budgets the best, unless `best` passes it by more than the problem's caution."""
     problem, n = evaluator.problem, len(evaluator.problem.tasks)
-    levels = [sorted(row) for row in problem.levels]
-    common = sorted(set(levels[0]).intersection(*levels[1:]))
+    common, levels = common_levels(problem.levels), [sorted(row) for row in problem.levels]
     if problem.caution <= 0 or not common:
         return best
     points = np.tile(best.point, (len(common), 1))

@@ -143,6 +143,24 @@ def test_a_profile_of_a_gpu_is_planned_by_a_model_of_gpus(
     assert "NVIDIA H100" in json.loads(capsys.readouterr().out)["basis"]
 
 
+def test_a_task_that_cannot_have_all_budgets_is_planned_with_its_own(
+    profile: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bounded = home / "bounded.jsonl"
+    head, rest = profile.read_text().split("\n", 1)
+    header = json.loads(head)
+    levels = header["levels"]
+    next(task for task in header["tasks"] if task["task"] == "progression")["levels"] = levels[-1:]
+    bounded.write_text(json.dumps(header) + "\n" + rest)
+    words = [*TASKS, "allocation=fedmt", "--profile", str(bounded), "--json"]
+    assert main(["plan", *words, "-o", str(home / "bounded.png")]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["levels"] == {"forms": levels, "progression": levels[-1:]}
+    assert [one["scheme"] for one in plan["equal"]] == ["100 % each"]
+    if len(levels) > 1:
+        assert f"1 to {len(levels)} budgets for each task" in plan["why"][1]
+
+
 def test_a_profile_of_other_tasks_is_refused(
     profile: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

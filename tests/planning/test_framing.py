@@ -244,6 +244,14 @@ def test_no_equal_budget_is_predicted_to_be_better_than_the_plan(
         assert all(set(budgets) <= {"v16", "r18", "m3"} for _, budgets in changes)
 
 
+def test_equal_budgets_are_those_that_all_tasks_can_have(
+    gpu: DeviceFacts, tasks: tuple[TaskFacts, ...]
+) -> None:
+    tasks = (tasks[0], replace(tasks[1], levels=(25.0, 40.0, 100.0)), tasks[2])
+    case = case_of(FEDMT, Coordination(), gpu, tasks)
+    assert [one.scheme for one in equal_budgets(case)] == ["40 % each", "100 % each"]
+
+
 def test_a_sweep_covers_the_range_of_the_virtual_resource(
     gpu: DeviceFacts, tasks: tuple[TaskFacts, ...]
 ) -> None:

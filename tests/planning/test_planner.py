@@ -135,6 +135,24 @@ def test_without_a_link_only_computation_takes_time(request_: PlanRequest, fitte
     assert planned.forecast.makespan_s == pytest.approx(sum(SAMPLES) / planned.chosen.score)
 
 
+def test_a_plan_over_a_link_is_no_longer_than_any_of_budgets_that_all_tasks_can_have(
+    request_: PlanRequest, fitted: XGBoostModel
+) -> None:
+    every = tuple(float(level) for level in range(20, 101, 10))
+    levels = ((12.0, 25.0, 50.0, 90.0, 100.0), every, every)
+    samples = (36000, 6000, 6000)
+    asked = replace(
+        request_,
+        problem=replace(request_.problem, batches=((128,),) * 3, levels=levels, samples=samples),
+        volumes=tuple(replace(v, samples=n) for v, n in zip(request_.volumes, samples, strict=True)),
+        overlap=Overlap.FIFO,
+    )
+    found = plan_device_round(asked, fitted).forecast.makespan_s
+    for level in (50.0, 90.0, 100.0):
+        even = replace(asked, problem=replace(asked.problem, levels=((level,),) * 3))
+        assert found <= plan_device_round(even, fitted).forecast.makespan_s * (1 + 1e-9)
+
+
 def test_other_objectives_keep_their_budgets(request_: PlanRequest, fitted: XGBoostModel) -> None:
     problem = replace(request_.problem, objective=Objective.FAIRNESS)
     asked = replace(request_, problem=problem, overlap=Overlap.FLEXIBLE, reallocates=True)
