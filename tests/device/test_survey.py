@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def test_the_budgets_of_a_device_are_its_own_steps() -> None:
     assert steps[-1] == 100.0
     levels = [backend.seat(step, Sharing.CAPPED).level for step in steps]
     assert levels == sorted(set(levels))
+
+
+def test_a_profile_names_no_budgets_of_a_task_that_can_have_all() -> None:
+    plain = subject("a")
+    reduced = replace(plain, task=plain.task.with_parameters(precision="bfloat16"))
+    (sampled,) = profile_of([reduced], CpuBackend(), 0, {}).tasks
+    assert sampled.levels == ()
 
 
 def test_a_profile_is_taken_and_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def levels_of(
     """
     if not task.step_rules(parameters).is_reduced:
         return ()
-    return device_steps(backend, map(backend.sound, PERCENTAGES))
+    sound = device_steps(backend, map(backend.sound, PERCENTAGES))
+    return () if sound == device_steps(backend, PERCENTAGES) else sound
 
 
 def profile_of(
