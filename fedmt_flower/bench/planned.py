@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
 import msgspec
 
 from fedmt_flower.bench.bench import Bench
 from fedmt_flower.bench.mixes import seated, solo, volumes_of
-from fedmt_flower.bench.models import choose, profiled
+from fedmt_flower.bench.models import choose
 from fedmt_flower.bench.result import Json
 from fedmt_flower.device.planner.models import Chosen
 from fedmt_flower.device.profile.measurement import Probe
 from fedmt_flower.device.profile.profiler import Profiler
 from fedmt_flower.device.profile.survey import PERCENTAGES, QUARTER, device_steps, levels_of
 from fedmt_flower.domain.allocation import Objective
-from fedmt_flower.domain.profile import CoRunSample, DeviceFeatures, StepKind, TaskFeatures
-from fedmt_flower.domain.step import StepChoice
+from fedmt_flower.domain.profile import DeviceFeatures, TaskFeatures
 from fedmt_flower.domain.task import Task
 from fedmt_flower.errors import EngineError
 from fedmt_flower.planning.budgets import CAUTION, BudgetProblem
@@ -37,10 +36,9 @@ def features(
     tasks: Sequence[Task],
     batches: Sequence[Sequence[int]] | None = None,
 ) -> tuple[DeviceFeatures, Mapping[str, TaskFeatures]]:
-    """The device and the tasks as the throughput model sees them.
+    """The device and the tasks as the throughput model sees them, measured once in a benchmark's record.
 
-    A profile of the same kind of device that has a task is believed, see `recalled`; other tasks are
-    measured, once in a benchmark's record.
+    A profile is not believed in this: how fast a task is alone is its host's too, which launches its kernels.
 
     Parameters
     ----------
@@ -48,35 +46,17 @@ def features(
         The sizes between which a plan may choose for each of `tasks`; None is each task's own alone. The
         model knows nothing of how a task's speed follows its batch size but what was measured here.
     """
-    choices = dict(zip((task.name for task in tasks), batches or ((),) * len(tasks), strict=True))
-    given = profiled(bench.options.profiles) if bench.options.profiles else ()
-    believed = [sample for sample in given if sample.device.name == bench.machine.gpu]
-    known = {task.name: found for task in tasks if (found := recalled(task, believed)) is not None}
-    unknown = {
-        task.name: (task, [size for size in choices[task.name] if size != _own(task)])
-        for task in tasks
-        if task.name not in known
-    }
-    measured = _measured(bench, profiler, unknown)
-    known |= {name: msgspec.convert(values["task"], TaskFeatures) for name, values in measured.items()}
-    if believed:
-        return believed[0].device, {task.name: known[task.name] for task in tasks}
+    choices = batches or ((),) * len(tasks)
+    measured = _measured(
+        bench,
+        profiler,
+        {
+            task.name: (task, [size for size in sizes if size != _own(task)])
+            for task, sizes in zip(tasks, choices, strict=True)
+        },
+    )
     device = msgspec.convert(next(iter(measured.values()))["device"], DeviceFeatures)
-    return device, {task.name: known[task.name] for task in tasks}
-
-
-def recalled(task: Task, samples: Sequence[CoRunSample]) -> TaskFeatures | None:
-    """What samples know of `task`, under its own name; None if they know nothing.
-
-    They do of a task of the same model and reference batch size that takes its steps in the same way.
-    """
-    step = StepKind.GRAPH if task.parameters.get("step") == StepChoice.GRAPH else StepKind.EAGER
-    wanted = _model(task), step, task.parameters["batch_size"]
-    for sample in samples:
-        for known in sample.tasks:
-            if (known.model, known.step, known.reference_batch) == wanted:
-                return replace(known, task=task.name)
-    return None
+    return device, {name: msgspec.convert(values["task"], TaskFeatures) for name, values in measured.items()}
 
 
 def problem_of(

@@ -161,7 +161,7 @@ class _Study:
         cells = list(tried)
         if recorder.find(f"{self._name} | best") is not None or recorder.has_all(cells, 1):
             return True
-        self._profiler.workers.prepare(self._needed(list(tried.values())))
+        self._profiler.workers.prepare_only(self._needed(list(tried.values())))
         now = time.monotonic()
         end = now + _TRYING * (until - now)
         # Those that share their first task's worker one after the other, since one that rested must be woken;
