@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +26,8 @@ from fedmt_flower.device.training.weights import WeightCourier
 from fedmt_flower.domain.step import MemoryFormat, StepRules
 from fedmt_flower.domain.task import Task, TaskKind
 from fedmt_flower.errors import ConfigError, TaskError
+
+log = logging.getLogger(__name__)
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -194,10 +198,12 @@ class TaskRuntime:
         """
         if (shape := _shape_of(job)) in self._sound:
             return
+        began = time.monotonic()
         with self.blame("train"):
             found = loop.flaw()
         if found:
             raise TaskError(f"task {self.task.name!r}: {found}")
+        log.debug("task %s: layers looked at in %.2f s", self.task.name, time.monotonic() - began)
         self._sound.add(shape)
 
     @contextmanager
