@@ -44,11 +44,11 @@ def multiprocessors_of(budget: float, total: int) -> int:
 def sound_share(budget: float, total: int) -> float:
     """The largest share of at most `budget` % in which a Hopper GPU's products in 16 bits are right.
 
-    cuBLAS multiplies bfloat16 there by clusters of thread blocks. Under a share that cuts through the GPU's
-    processing clusters some of them leave their part of the result unwritten, without an error. On three
-    H100s, with cuBLAS 13.1, 72 products and five convolutions were whole with 8 to 16, 30 to 34, 62 to 66 and
-    118 to 132 of the 132 SMs, whatever ran beside them, and with no other number. So shares are a
-    half, a quarter or an eighth, or from 90 % or up to an eighth any.
+    cuBLAS multiplies bfloat16 there by clusters of thread blocks, and with most numbers of SMs under MPS some
+    leave their part of the result unwritten, without an error. On three H100s (CUDA 13.0, PyTorch 2.11) 72
+    products and five convolutions were whole with 8 to 16, 30 to 34, 62 to 66 and 118 to 132 of the 132 SMs,
+    beside others too, and with no other number. So a share is a half, a quarter or an eighth, and as it is
+    from 90 % and up to an eighth.
 
     Parameters
     ----------
