@@ -146,6 +146,18 @@ def test_layers_and_data_of_any_kind_are_no_matter() -> None:
     assert flaw(step_of(Two()), batch()) == ""
 
 
+class Noisy(nn.Linear):
+    """With weights that are drawn anew in each pass."""
+
+    def forward(self, given: Tensor) -> Tensor:
+        return nn.functional.linear(given, self.weight + torch.randn_like(self.weight), self.bias)
+
+
+def test_a_layer_that_draws_noise_is_no_matter() -> None:
+    model = nn.Sequential(nn.Flatten(), Noisy(3072, 16), nn.Linear(16, 10))
+    assert flaw(step_of(model), batch()) == ""
+
+
 class Unused(nn.Linear):
     """With a weight that its forward pass has no use for."""
 

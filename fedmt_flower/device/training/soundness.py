@@ -22,6 +22,8 @@ from fedmt_flower.device.training.training_step import TrainingStep
 BOUND: Final = 0.03
 """‖difference‖ / ‖value in float32‖ that a layer may have: bfloat16, with 8 bits, makes 0.004 of it."""
 
+_SEED: Final = 0
+
 _LAYERS: Final = (
     nn.Conv1d,
     nn.Conv2d,
@@ -39,7 +41,7 @@ def flaw(step: TrainingStep, batch: Batch) -> str:
     The model computes its loss on `batch` once, as in a step, and each layer its output and its gradients
     twice more, as in a step and in float32, on random input of the kind that it was given: kernels are chosen
     by that, and sums that nearly cancel, as in some data, would look wrong. Of layers that are alike in all
-    but their weights the first is looked at. Nothing is left of it but what the random generators have drawn.
+    but their weights the first is looked at. Nothing is left of it but the state of the random generators.
     """
     found: list[str] = []
     seen: set[object] = set()
@@ -92,12 +94,14 @@ def _deviations(layer: nn.Module, given: Tensor) -> Iterator[str]:
     exact = {name: _exact(weight) for name, weight in layer.named_parameters()}
     theirs, ours = given.detach().requires_grad_(), _exact(given)
     with torch.enable_grad():
+        torch.manual_seed(_SEED)
         output = layer.forward(theirs)
         direction = torch.randn_like(output)
         # Some weights are none of the forward pass's: a hook that is not called here makes one of others.
         gradients = torch.autograd.grad(output, [theirs, *learning.values()], direction, allow_unused=True)
         with torch.autocast(given.device.type, enabled=False), _without_cudnn():
             placed = {f"layer.{name}": weight for name, weight in exact.items()}
+            torch.manual_seed(_SEED)  # a user's layer may draw noise
             expected = torch.func.functional_call(_Bare(layer), placed, (ours,))
             sources = [ours, *(exact[name] for name in learning)]
             goals = torch.autograd.grad(expected, sources, direction.to(expected.dtype), allow_unused=True)
