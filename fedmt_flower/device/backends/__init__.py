@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from fedmt_flower.device.ipc.seat import Seat
 from fedmt_flower.domain.device import Backend, DeviceSettings
 from fedmt_flower.domain.plan import Sharing
+from fedmt_flower.domain.task import Scalar, Task
 from fedmt_flower.errors import EngineError
 
 
@@ -65,6 +67,13 @@ class DeviceBackend(Protocol):
     def close(self) -> None:
         """End what `open` started, after the last worker has left."""
         ...
+
+
+def sound_budget(
+    backend: DeviceBackend, task: Task, budget: float, parameters: Mapping[str, Scalar] | None = None
+) -> float:
+    """`budget` % for `task` with a round's `parameters`, or the next below in which its steps are right."""
+    return backend.sound(budget) if task.step_rules(parameters).is_reduced else budget
 
 
 def chosen(settings: DeviceSettings) -> Backend:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from fedmt_flower.device.backends import DeviceBackend
+from fedmt_flower.device.backends import DeviceBackend, sound_budget
 from fedmt_flower.device.planner.course import Course, unpredicted
 from fedmt_flower.device.planner.models import Models
 from fedmt_flower.device.planner.scout import Known, Scout, file_sizes
@@ -133,16 +133,18 @@ class Planner:
             return plan
         places = {place.task: place for place in plan.tasks}
         for assignment in order.assignments:
-            rules = assignment.task.step_rules(assignment.parameters)
-            given = places[assignment.task.name].budget
-            budget = self._backend.sound(given)
-            if assignment.mode.trains and rules.is_reduced and budget < given:
-                places[assignment.task.name] = replace(places[assignment.task.name], budget=budget)
+            if not assignment.mode.trains:
+                continue
+            task = assignment.task
+            place = places[task.name]
+            budget = sound_budget(self._backend, task, place.budget, assignment.parameters)
+            if budget < place.budget:
+                places[task.name] = replace(place, budget=budget)
                 log.info(
                     "task %s trains in %s: of %g %% of the device it is given %g %%",
-                    assignment.task.name,
-                    rules.precision,
-                    given,
+                    task.name,
+                    task.step_rules(assignment.parameters).precision,
+                    place.budget,
                     budget,
                 )
         return replace(plan, tasks=tuple(places.values()))

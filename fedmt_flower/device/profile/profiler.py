@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self, TypeVar
 
-from fedmt_flower.device.backends import DeviceBackend
+from fedmt_flower.device.backends import DeviceBackend, sound_budget
 from fedmt_flower.device.ipc.frames import (
     Cover,
     Covered,
@@ -89,8 +89,8 @@ class Profiler:
 
     def probe(self, task: Task, budget: float, sharing: Sharing = Sharing.CAPPED) -> Probe:
         """`task` with a budget in per cent, or with the next below in which its steps are right."""
-        if task.step_rules().is_reduced and sharing is Sharing.CAPPED:
-            budget = self.backend.sound(budget)
+        if sharing is Sharing.CAPPED:
+            budget = sound_budget(self.backend, task, budget)
         return Probe(task, self.seat(budget, sharing))
 
     def describe(self, probe: Probe, *, peak: bool = False) -> Described:

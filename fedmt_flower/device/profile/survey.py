@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fedmt_flower.device.backends import DeviceBackend
+from fedmt_flower.device.backends import DeviceBackend, sound_budget
 from fedmt_flower.device.profile import samples
 from fedmt_flower.device.profile.measurement import Probe
 from fedmt_flower.device.profile.profiler import Profiler
@@ -64,9 +64,7 @@ def levels_of(
 
     Empty where all are that the device tells apart.
     """
-    if not task.step_rules(parameters).is_reduced:
-        return ()
-    sound = device_steps(backend, map(backend.sound, PERCENTAGES))
+    sound = device_steps(backend, [sound_budget(backend, task, r, parameters) for r in PERCENTAGES])
     return () if sound == device_steps(backend, PERCENTAGES) else sound
 
 

@@ -22,8 +22,6 @@ from fedmt_flower.device.training.training_step import TrainingStep
 BOUND: Final = 0.03
 """‖difference‖ / ‖value in float32‖ that a layer may have: bfloat16, with 8 bits, makes 0.004 of it."""
 
-_SEED: Final = 0
-
 _LAYERS: Final = (
     nn.Conv1d,
     nn.Conv2d,
@@ -94,14 +92,14 @@ def _deviations(layer: nn.Module, given: Tensor) -> Iterator[str]:
     exact = {name: _exact(weight) for name, weight in layer.named_parameters()}
     theirs, ours = given.detach().requires_grad_(), _exact(given)
     with torch.enable_grad():
-        torch.manual_seed(_SEED)
+        torch.manual_seed(0)  # a user's layer may draw noise, and must draw the same below
         output = layer.forward(theirs)
         direction = torch.randn_like(output)
         # Some weights are none of the forward pass's: a hook that is not called here makes one of others.
         gradients = torch.autograd.grad(output, [theirs, *learning.values()], direction, allow_unused=True)
         with torch.autocast(given.device.type, enabled=False), _without_cudnn():
             placed = {f"layer.{name}": weight for name, weight in exact.items()}
-            torch.manual_seed(_SEED)  # a user's layer may draw noise
+            torch.manual_seed(0)
             expected = torch.func.functional_call(_Bare(layer), placed, (ours,))
             sources = [ours, *(exact[name] for name in learning)]
             goals = torch.autograd.grad(expected, sources, direction.to(expected.dtype), allow_unused=True)
