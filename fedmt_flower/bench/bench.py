@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fedmt_flower.bench.recorder import Recorder
-from fedmt_flower.bench.result import Bar, Json, Machine
+from fedmt_flower.bench.recorder import Recorder, unfold
+from fedmt_flower.bench.result import Bar, Json, Machine, load
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.backends.cpu import CpuBackend
 from fedmt_flower.device.backends.mps import MpsBackend
@@ -45,7 +45,7 @@ class Options:
     budget_s
         Seconds after which no further sample is begun.
     resume
-        Whether to go on from the samples that an earlier run left.
+        Whether to go on from the samples that an earlier run left, in its record if nowhere else.
     command
         The command line, for the record.
     model
@@ -95,7 +95,11 @@ class Bench:
         self.bars: list[Bar] = []
         self.folder = options.out / machine.kind
         deadline = time.monotonic() + options.budget_s
-        self.recorder = Recorder(self.folder / f"{name}.samples.jsonl", settings, options.resume, deadline)
+        samples, record = self.folder / f"{name}.samples.jsonl", self.folder / f"{name}.json"
+        by_record = options.resume and not samples.exists() and record.exists()
+        if by_record and not (earlier := load(record)).complete:
+            unfold(earlier, samples)
+        self.recorder = Recorder(samples, settings, options.resume, deadline)
 
     @contextmanager
     def profiler(

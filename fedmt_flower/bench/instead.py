@@ -84,6 +84,10 @@ def report(result: Result) -> str:
             instead, fedmt = zip(*both, strict=True)
             medians = f"{spread(instead).median:.1f} | {spread(fedmt).median:.1f}"
             lines.append(f"| {setting} | {medians} | {_gain(both).mean:.2f} |")
+    alone = {cell: result.of(cell) for cell in result.cells() if cell.endswith(" | alone")}
+    if alone:
+        took = (f"{cell.split(' | ')[0]} {_median(samples):.0f}" for cell, samples in alone.items())
+        lines += ["", f"A run for each task, seconds to its last model: {', '.join(took)}."]
     step = result.settings["step"]
     if step:
         lines += [
@@ -215,6 +219,10 @@ def _seconds(samples: Sequence[Sample], setting: str, tasks: Sequence[str]) -> l
         alone = sum(float(values["to_end_s"]) for values in before) + float(last["seconds"])
         found.append((alone, float(taken[together, number]["seconds"])))
     return found
+
+
+def _median(samples: Sequence[Sample]) -> float:
+    return spread(float(sample.values["seconds"]) for sample in samples).median
 
 
 def _gain(both: Sequence[tuple[float, float]]) -> Spread:

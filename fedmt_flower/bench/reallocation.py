@@ -23,12 +23,14 @@ CLAIM = "rounds get shorter when those that go on are given what a finished task
 
 _VOLUMES: Final = (1, 2, 6)
 _WITH, _WITHOUT, _SHARING = "with", "without", "100 each"
-_LIMITS: Final = {"no limit": None, "R_v ≤ 100 %": 100.0}
+_LIMITS: Final = {"R_v ≤ 100 %": 100.0, "no limit": None}
 """Without a limit, the task that ends last may have the whole device from the beginning."""
 _SHORTER: Final = 0.10
 _MIDDLING: Final = frozenset({"R18", "V16"})
 """Models of about 50 MB (45 and 59)."""
 _LOST_MS: Final = 10.0
+_WARMING: Final = 0.25
+"""Part of its volumes with which a round is run first, which starts the workers that it lacks."""
 _ATTEMPTS: Final = 3
 """Rounds at most until one has the budgets of the one before: what was observed may change them."""
 
@@ -40,9 +42,9 @@ def settings(quick: bool) -> dict[str, Json]:
         "limits": list(_LIMITS)[: 1 if quick else None],
         "volumes": list(_VOLUMES),
         "batch": 8 if quick else BATCH,
-        # Of the task with the least, by setting: rounds of six to eight seconds on an H100, where two
-        # hand-overs of a tenth of a second do not hide what they bring.
-        "batches": dict.fromkeys(SETTINGS, 8) if quick else {"heavy": 20, "light": 48, "hybrid": 40},
+        # Of the task with the least, by setting: rounds of four to five seconds on an H100, where two
+        # hand-overs of a few hundredths of a second do not hide what they bring.
+        "batches": dict.fromkeys(SETTINGS, 8) if quick else {"heavy": 12, "light": 30, "hybrid": 24},
         "repeats": 2 if quick else 4,
         "quick": quick,
     }
@@ -53,7 +55,7 @@ def run(bench: Bench) -> bool:
     complete, cells = True, _cells(bench.settings)
     with tempfile.TemporaryDirectory(prefix="fedmt-") as directory, bench.engine() as engine:
         free = chosen_budgets(bench, Path(directory))
-        for cell, until in bench.recorder.shares(cells):
+        for cell in cells:  # one whole rather than a part of each
             whole = False
             with bench.part(cell):
                 allocation = replace(free, virtual_resource=_LIMITS[cell.split(" | ")[1]])
@@ -62,7 +64,7 @@ def run(bench: Bench) -> bool:
                     _WITHOUT: replace(allocation, reallocate=False),
                     _SHARING: SCHEMES["sharing"],
                 }
-                whole = _measure(bench, engine, cell, ways, until)
+                whole = _measure(bench, engine, cell, ways)
             complete &= whole
     bench.bars += _judge(bench.recorder.samples, cells)
     return complete
@@ -98,9 +100,7 @@ def report(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _measure(
-    bench: Bench, engine: EngineClient, cell: str, ways: Mapping[str, Allocation], until: float
-) -> bool:
+def _measure(bench: Bench, engine: EngineClient, cell: str, ways: Mapping[str, Allocation]) -> bool:
     recorder, repeats = bench.recorder, int(bench.settings["repeats"])
     if recorder.has_all([cell], repeats):
         return True
@@ -114,18 +114,18 @@ def _measure(
     volumes = {task.name: unit * part for task, part in zip(tasks, _VOLUMES, strict=True)}
     seen: dict[str, dict[str, float]] = {}
 
-    def run_warm(way: str) -> RoundReport:
+    def run_warm(way: str, part: float = 1.0) -> RoundReport:
         """A round whose workers were there: those of budgets that are new start within the first round."""
         for _ in range(_ATTEMPTS):
-            report = rounds.run(volumes, ways[way])
+            report = rounds.run(volumes, ways[way], part=part)
             before, seen[way] = seen.get(way), _budgets(report)
             if before == seen[way]:
                 break
         return report
 
     for way in ways:
-        run_warm(way)
-    for _, repeat in recorder.interleave([cell], repeats, until):
+        run_warm(way, _WARMING)
+    for _, repeat in recorder.interleave([cell], repeats):
         reports = {way: run_warm(way) for way in shuffled(list(ways), f"{cell} {repeat}")}
         values: dict[str, Json] = {
             "makespan_s": {way: round(makespan(report), 4) for way, report in reports.items()},
@@ -150,7 +150,7 @@ def _measure(
 
 
 def _cells(known: Mapping[str, Json]) -> list[str]:
-    """Every setting without a limit on R_v, then every one with it."""
+    """Every setting with the limit on R_v, under which tasks are handed over, then every one without it."""
     return [f"{name} | {limit}" for limit in known["limits"] for name in known["settings"]]
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from fedmt_flower.bench.result import Json, Sample
+from fedmt_flower.bench.result import Json, Result, Sample
 from fedmt_flower.errors import ConfigError
 
 _Item = TypeVar("_Item", bound=Hashable)
@@ -106,9 +106,8 @@ class Recorder:
         kept = msgspec.json.decode(msgspec.json.encode(values))
         sample = Sample(cell=cell, repeat=repeat, values=kept, flags=tuple(flags))
         self.samples.append(sample)
-        line = {"seconds": round(self.seconds, 3), "sample": sample}
         with self._path.open("ab") as file:
-            file.write(msgspec.json.encode(line) + b"\n")
+            file.write(_line(sample, round(self.seconds, 3)))
 
     def take(self, cell: str, measure: Callable[[], dict[str, Json]]) -> dict[str, Json]:
         """The values of a cell that has one repeat only, measured unless they are there."""
@@ -152,6 +151,15 @@ class Recorder:
             self._before_s = entry["seconds"]
 
 
+def unfold(result: Result, path: Path) -> None:
+    """Write the samples of a record to the file `path`, which a `Recorder` can go on from."""
+    path.write_bytes(
+        msgspec.json.encode(result.settings)
+        + b"\n"
+        + b"".join(_line(sample, result.seconds) for sample in result.samples)
+    )
+
+
 def shuffled(
     items: Sequence[_Item], seed: int | str, alike: Callable[[_Item], Hashable] | None = None
 ) -> list[_Item]:
@@ -167,6 +175,11 @@ def shuffled(
     kinds = {item: alike(item) for item in order}
     places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds.values()))}
     return sorted(order, key=lambda item: places[kinds[item]])
+
+
+def _line(sample: Sample, seconds: float) -> bytes:
+    """What a file of samples has of one, taken when the benchmark had run for so long."""
+    return msgspec.json.encode({"seconds": seconds, "sample": sample}) + b"\n"
 
 
 def _is_json(line: bytes) -> bool:

@@ -114,3 +114,11 @@ class Slow:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.left = state["left"]
+
+
+class Stuck(Slow):
+    """Its first step never ends."""
+
+    def step(self) -> int:
+        time.sleep(1000)
+        return 16

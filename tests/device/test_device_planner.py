@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from fedmt_flower.device.backends.mps import MpsBackend
 from fedmt_flower.device.engine.rounds import Round
 from fedmt_flower.device.inline import InlineEngine
 from fedmt_flower.device.ipc import memory
+from fedmt_flower.device.ipc.frames import Answers, Frame, Measure, Rehearse
 from fedmt_flower.device.planner.appraisal import Examined, with_quarter
 from fedmt_flower.device.planner.planner import Planner
 from fedmt_flower.device.planner.scout import Known, Scout
 from fedmt_flower.device.processes.pool import Pool
+from fedmt_flower.device.processes.worker_handle import WorkerHandle
 from fedmt_flower.domain.allocation import Allocation, Policy
 from fedmt_flower.domain.coordination import Batching, BatchRules, Coordination, OverlapRules
 from fedmt_flower.domain.network import Overlap
@@ -457,6 +460,84 @@ def test_measuring_leaves_no_trace_in_the_weights(
 
     play(scene)
     assert updates[0] == updates[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An order to a worker in a seat of so many threads, and when that was answered, if it was."""
+
+    level: int
+    order: Frame
+    begun: float
+    ended: float = math.inf
+
+
+@pytest.fixture
+def look_as_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[RoundOrder], tuple[Known, list[Asked]]]:
+    """What is found out of an order's tasks on CPUs that are taken for a GPU, and what was asked for that."""
+    asked: list[Asked] = []
+    ask = WorkerHandle.ask
+
+    async def watched(worker: WorkerHandle, order: Frame) -> Answers:
+        place, begun = len(asked), Asked(worker.seat.level, order, time.monotonic())
+        asked.append(begun)
+        answer = await ask(worker, order)
+        asked[place] = replace(begun, ended=time.monotonic())
+        return answer
+
+    async def look(order: RoundOrder) -> Known:
+        backend = CpuBackend()
+        backend.name, backend._threads = "mps", 4
+        pool = Pool(backend, tmp_path / "workers")
+        await pool.open()
+        try:
+            sizes = {assignment.task.name: 1000 for assignment in order.assignments}
+            return await Scout(backend, pool).look(order, sizes, {})
+        finally:
+            await pool.close()
+
+    monkeypatch.setattr(WorkerHandle, "ask", watched)
+    return lambda order: (asyncio.run(look(order)), asked)
+
+
+def test_on_a_gpu_all_tasks_take_first_steps_side_by_side_before_any_is_measured(
+    look_as_on_a_gpu: Callable[[RoundOrder], tuple[Known, list[Asked]]],
+    make_task: MakeTask,
+    make_order: MakeOrder,
+) -> None:
+    tasks = [replace(make_task(name), trainer="engine_tasks:Slow") for name in "ab"]
+    known, asked = look_as_on_a_gpu(replace(make_order(*tasks), allocation=FEDMT))
+    assert not known.unknown
+    measured = [one for one in asked if isinstance(one.order, Measure)]
+    assert len(measured) >= 4
+    first = min(one.begun for one in measured)
+    for level, evaluated in ((4, True), (1, False)):
+        both = [
+            one
+            for one in asked
+            if isinstance(one.order, Rehearse) and one.level == level and one.ended < first
+        ][:2]
+        assert max(one.begun for one in both) < min(one.ended for one in both)
+        assert [one.order.evaluate for one in both if isinstance(one.order, Rehearse)] == [evaluated] * 2
+    for one in measured:
+        beside = [other for other in asked if other.begun < one.ended and one.begun < other.ended]
+        assert beside == [one]
+
+
+def test_a_task_whose_first_steps_do_not_end_is_waited_for_once(
+    look_as_on_a_gpu: Callable[[RoundOrder], tuple[Known, list[Asked]]],
+    make_task: MakeTask,
+    make_order: MakeOrder,
+) -> None:
+    tasks = make_task("a"), replace(make_task("stuck"), trainer="engine_tasks:Stuck")
+    order = replace(make_order(*tasks), allocation=FEDMT, deadline_s=6.0)
+    known, asked = look_as_on_a_gpu(order)
+    assert known.unknown == {"stuck": "it could not be measured in time"}
+    assert [facts.features.task for facts in known.tasks] == ["a"]
+    endless = [one for one in asked if one.ended == math.inf]
+    assert len(endless) == 1
 
 
 @pytest.mark.gpu

@@ -91,6 +91,24 @@ def test_evaluation_leaves_no_mark_on_training(task: Task) -> None:
     assert all(s.start <= s.end for s in both.stretches)
 
 
+def test_a_glance_at_evaluation_takes_one_batch_and_leaves_no_mark() -> None:
+    task = replace(STEPPED, data="quickstart_app:load_much_to_judge")
+    start = initial_weights(task, 1)
+    fresh = TaskRuntime(task, "cpu").run(job(task), start)
+    runtime, taken = TaskRuntime(task, "cpu"), list[tuple[bool, int]]()
+    watching = runtime.model(job(task)).register_forward_hook(
+        lambda model, given, _: taken.append((model.training, len(given[0])))
+    )
+    runtime.glance(job(task, mode=Mode.TRAIN))
+    assert not taken
+    runtime.glance(job(task))
+    watching.remove()
+    assert taken == [(False, 256)]
+    after = runtime.run(job(task), start)
+    assert bits(after.weights) == bits(fresh.weights)
+    assert after.evaluate_metrics == fresh.evaluate_metrics
+
+
 def test_an_ordinary_app_trains_as_by_hand() -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     import quickstart_app as app

@@ -59,11 +59,13 @@ class Rehearse(Frame, frozen=True, kw_only=True):
     """To a worker: take `steps` training steps of a job, and keep all that they need for measurements.
 
     `autotune` says whether cuDNN times its algorithms for every new shape; None leaves that as it is.
+    `evaluate` has the model evaluated on a batch first, if the job evaluates: that takes other kernels.
     """
 
     job: Job
     steps: int
     autotune: bool | None = None
+    evaluate: bool = False
 
 
 class Describe(Frame, frozen=True, kw_only=True):

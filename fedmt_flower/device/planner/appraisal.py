@@ -124,9 +124,12 @@ def time_alone(job: Job, own: int, *, gpu: bool) -> Steps[float]:
     return rate
 
 
-def first_steps(job: Job, size: int, *, gpu: bool) -> Steps[None]:
-    """Have a stepped task take its first steps in its worker's seat, in batches of `size`."""
-    expect(Rehearsed, (yield _rehearsal(job, size, gpu)))
+def first_steps(job: Job, size: int, *, gpu: bool, evaluate: bool = True) -> Steps[None]:
+    """Have a stepped task take its first steps in its worker's seat, in batches of `size`.
+
+    `evaluate` has it evaluate a batch too, if the job does.
+    """
+    expect(Rehearsed, (yield _rehearsal(job, size, gpu, evaluate=evaluate)))
     yield Rest(forget=True)
 
 
@@ -137,11 +140,12 @@ def expect(kind: type[T], answer: object) -> T:
     return answer
 
 
-def _rehearsal(job: Job, size: int, gpu: bool) -> Rehearse:
+def _rehearsal(job: Job, size: int, gpu: bool, *, evaluate: bool = False) -> Rehearse:
     ours = {"epochs": ENDLESS, "batch_size": size}
     others = {name: value for name, value in job.parameters.items() if name.replace("-", "_") not in ours}
     parameters = {**others, **ours}
-    return Rehearse(job=replace(job, parameters=parameters), steps=_WARM_GPU if gpu else _WARM_CPU)
+    steps = _WARM_GPU if gpu else _WARM_CPU
+    return Rehearse(job=replace(job, parameters=parameters), steps=steps, evaluate=evaluate)
 
 
 def _speed() -> Steps[float]:

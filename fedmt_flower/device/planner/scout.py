@@ -108,14 +108,16 @@ class Scout:
         solo
             Solo rates in samples/s of tasks that cannot be measured alone, as far as rounds have shown them.
         """
-        await self._warm_up(order)
+        late = await self._warm_up(order)
         tasks, unknown = [], {}
         for assignment in order.assignments:
             if not assignment.mode.trains:
                 continue
             name = assignment.task.name
             try:
-                async with asyncio.timeout(order.deadline_s or _PATIENCE_S):
+                async with asyncio.timeout(_patience_s(order)):
+                    if name in late:
+                        raise TimeoutError
                     found = await self._task(order, assignment, sizes[name], solo.get(name))
             except TimeoutError:
                 unknown[name] = "it could not be measured in time"
@@ -155,17 +157,12 @@ class Scout:
         """
         wanted = {place.task: place for place in places}
 
-        async def start(assignment: Assignment) -> None:
-            job, task = job_to_measure(order, assignment), assignment.task
-            place = wanted[task.name]
-            seat = self._capped(place.budget)
-            async with self._starting, self._pool.worker(order.run, task, seat) as worker:
-                own = expect(Appraised, await worker.ask(Appraise(job=job))).batch
-                if task.kind is TaskKind.STEPPED:
-                    await carry(worker, first_steps(job, place.batch_size or own, gpu=self._on_gpu))
+        def begin(assignment: Assignment) -> Coroutine[Any, Any, None]:
+            place = wanted[assignment.task.name]
+            return self._begin(order, assignment, self._capped(place.budget), place.batch_size)
 
         cold = self._cold(order, {place.task: place.budget for place in places})
-        await self._side_by_side(map(start, cold))
+        await self._side_by_side(map(begin, cold))
 
     def saw(self, report: RoundReport) -> None:
         """Remember what the workers of a round still hold."""
@@ -255,19 +252,47 @@ class Scout:
             and _name(order, assignment.task) not in self._met
         ]
 
-    async def _warm_up(self, order: RoundOrder) -> None:
-        """Start the workers that will measure, and have them load what they need, side by side."""
+    async def _warm_up(self, order: RoundOrder) -> set[str]:
+        """Start the workers that will measure, and have them get ready, side by side; tasks too late for it.
 
-        async def start(assignment: Assignment, seat: Seat) -> None:
-            async with self._starting, self._pool.worker(order.run, assignment.task, seat) as worker:
-                await worker.ask(Appraise(job=job_to_measure(order, assignment)))
-
-        new = self._new(order)
+        On a GPU they take their first steps, for which kernels are loaded one by one: seat by seat, so that
+        there are never more at work than in a round.
+        """
+        new, late = self._new(order), set[str]()
+        if not new:
+            return late
         for assignment in new:
             _keep(self._met, _name(order, assignment.task), None)
-        if new:
-            self._tell(f"starting workers of {', '.join(assignment.task.name for assignment in new)}")
-        await self._side_by_side(start(assignment, seat) for assignment in new for seat in self._seats)
+
+        async def start(assignment: Assignment, seat: Seat, *, steps: bool) -> None:
+            try:
+                async with asyncio.timeout(_patience_s(order)):
+                    await self._begin(order, assignment, seat, steps=steps, evaluate=seat == self._seats[0])
+            except TimeoutError:
+                late.add(assignment.task.name)
+
+        self._tell(f"starting workers of {', '.join(assignment.task.name for assignment in new)}")
+        await self._side_by_side(start(a, seat, steps=False) for a in new for seat in self._seats)
+        for seat in self._seats if self._on_gpu else ():
+            await self._side_by_side(start(a, seat, steps=True) for a in new if a.task.name not in late)
+        return late
+
+    async def _begin(
+        self,
+        order: RoundOrder,
+        assignment: Assignment,
+        seat: Seat,
+        size: int | None = None,
+        *,
+        steps: bool = True,
+        evaluate: bool = True,
+    ) -> None:
+        """Have a worker of a task in `seat` load its data and take first steps, in batches of `size`."""
+        job, task = job_to_measure(order, assignment), assignment.task
+        async with self._starting, self._pool.worker(order.run, task, seat) as worker:
+            own = expect(Appraised, await worker.ask(Appraise(job=job))).batch
+            if steps and task.kind is TaskKind.STEPPED:
+                await carry(worker, first_steps(job, size or own, gpu=self._on_gpu, evaluate=evaluate))
 
     async def _side_by_side(self, starts: Iterable[Coroutine[Any, Any, None]]) -> None:
         """Run `starts` to their ends; what fails is for a round to tell."""
@@ -346,6 +371,10 @@ async def carry(worker: WorkerHandle, steps: Steps[T]) -> T:
     except StopIteration as end:
         found: T = end.value
         return found
+
+
+def _patience_s(order: RoundOrder) -> float:
+    return order.deadline_s or _PATIENCE_S
 
 
 def _name(order: RoundOrder, task: Task) -> str:

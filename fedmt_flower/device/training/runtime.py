@@ -20,7 +20,7 @@ from fedmt_flower.device.training.faults import describe
 from fedmt_flower.device.training.graphs import StepGraphs
 from fedmt_flower.device.training.seeding import seed_everything, seed_sequence
 from fedmt_flower.device.training.splits import Splits, SplitsCache
-from fedmt_flower.device.training.trainer import Loop, SteppedTrainer
+from fedmt_flower.device.training.trainer import Loop, SteppedTrainer, evaluate_by
 from fedmt_flower.device.training.training_step import Objective
 from fedmt_flower.device.training.weights import WeightCourier
 from fedmt_flower.domain.step import MemoryFormat, StepRules
@@ -166,6 +166,19 @@ class TaskRuntime:
             If the task is not a stepped one, or its model, data or training cannot be set up.
         """
         return Execution(self, job, None, None).begin()
+
+    def glance(self, job: Job) -> None:
+        """Evaluate the model on one batch, if `job` evaluates by the package's own loop.
+
+        What a GPU needs for that is then there. TaskError if it cannot be done.
+        """
+        if not job.mode.evaluates or self.task.evaluate or self.task.kind is not TaskKind.STEPPED:
+            return
+        model, test = self.model(job), self.splits(job).test
+        if test is not None:
+            model.eval()
+            with self.blame("evaluate"):
+                evaluate_by(self.objective(), model, test, self.device, at_most=1)
 
     def loop(self, make_optimizer: MakeOptimizer) -> Loop:
         """The package's own trainer, with the graphs of earlier rounds."""

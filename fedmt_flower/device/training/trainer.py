@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -234,13 +235,18 @@ class Loop:
 
 
 def evaluate_by(
-    objective: Objective, model: nn.Module, data: Data, device: torch.device, batch_size: int = 256
+    objective: Objective,
+    model: nn.Module,
+    data: Data,
+    device: torch.device,
+    batch_size: int = 256,
+    at_most: int | None = None,
 ) -> dict[str, float]:
-    """Metrics of `model` by `objective`, averaged over the samples of `data`."""
+    """Metrics of `model` by `objective`, averaged over the samples of `data`, or of `at_most` batches."""
     sums: dict[str, Tensor] = {}
     samples = 0
     with torch.no_grad():
-        for batch in batches(data, batch_size, device):
+        for batch in islice(batches(data, batch_size, device), at_most):
             samples += rows(batch)
             for name, values in objective.measure(model, batch).items():
                 total = values.sum(dtype=torch.float64)

@@ -106,6 +106,8 @@ class Measurer:
                 # What the last rehearsal held shall not count for this one.
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats(self._runtime.device)
+            if order.evaluate:
+                self._runtime.glance(order.job)
             self._stepper, self._job = Stepper(self._runtime, order.job), order.job
         self._stepper.rehearse(order.steps)
         arithmetic = float32()
