@@ -59,11 +59,15 @@ class Elsewhere(Protocol):
 
 
 class Region:
-    """Bytes that hold the values of arrays: in memory until they have been moved elsewhere."""
+    """Bytes that hold the values of arrays: in memory until they have been moved elsewhere.
 
-    def __init__(self, data: bytes | memoryview) -> None:
+    They may be a part of a whole, of which `begin` is the byte at which they begin: offsets are the whole's.
+    """
+
+    def __init__(self, data: bytes | memoryview, begin: int = 0) -> None:
         self._data: memoryview | None = memoryview(data)
         self._elsewhere: tuple[Elsewhere, int] | None = None
+        self.begin = begin
         self.size = len(self._data)
 
     @property
@@ -78,6 +82,7 @@ class Region:
 
     def view(self, offset: int, size: int) -> memoryview:
         """The bytes there; writable only if they are a copy."""
+        offset -= self.begin
         # Once: another thread may be moving them.
         data = self._data
         if data is not None:
@@ -95,25 +100,32 @@ class Region:
 class StoredArray(Array):
     """An Array whose values lie in a `Region` and are read when they are asked for.
 
-    Whoever sets its `data` makes it an ordinary one.
+    A server keeps hundreds for each reply, so they share what is alike. Whoever sets the `data` of one makes
+    it an ordinary Array.
     """
 
     head: Head
     region: Region
     _offset: int
+    stype = STYPE
 
     __qualname__ = "Array"  # under which Flower sends it on
 
     def __init__(self, head: Head, region: Region, offset: int) -> None:
-        # Not one by one: Array looks into each that is set.
-        self.__dict__ |= {
-            "head": head,
-            "region": region,
-            "_offset": offset,
-            "dtype": _name(head.spec.dtype),
-            "shape": head.spec.shape,
-            "stype": STYPE,
-        }
+        keep = object.__setattr__  # Array looks into each that is set
+        keep(self, "head", head)
+        keep(self, "region", region)
+        keep(self, "_offset", offset)
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        """The name of its dtype."""
+        return _name(self.head.spec.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Its shape."""
+        return self.head.spec.shape
 
     @classmethod
     def of_values(cls, spec: ArraySpec, region: Region, offset: int) -> StoredArray:
@@ -127,8 +139,10 @@ class StoredArray(Array):
 
     @data.setter
     def data(self, data: bytes) -> None:
+        plain = {"dtype": self.dtype, "shape": self.shape, "stype": STYPE, "data": data}
         self.__class__ = Array  # type: ignore[assignment]
-        self.__dict__["data"] = data
+        self.__dict__.clear()
+        self.__dict__ |= plain
 
     def values(self) -> memoryview:
         """The bytes of the values; writable only if they are a copy."""

@@ -84,18 +84,20 @@ def unpack(*pieces: Array) -> ArrayRecord:
     ValueError
         If `pieces` are not packed, or their bytes are not those that the header says.
     """
-    regions = [Region(_data(piece)) for piece in pieces]
-    begins = list(itertools.accumulate((region.size for region in regions), initial=0))
+    regions, size = [], 0
+    for piece in pieces:
+        regions.append(Region(_data(piece), size))
+        size += regions[-1].size
     record = ArrayRecord()
-    number = 0
-    for place in places(_data(pieces[0]), _LONGEST_HEADER, begins[-1]):
+    following = iter(regions)
+    region = next(following)
+    for place in places(_data(pieces[0]), _LONGEST_HEADER, size):
         spec = ArraySpec(place.dtype, place.shape)
-        while place.offset + spec.size_bytes > begins[number + 1]:
-            number += 1
-        offset = place.offset - begins[number]
-        if offset < 0:
+        while place.offset + spec.size_bytes > region.begin + region.size:
+            region = next(following)
+        if place.offset < region.begin:
             raise ValueError(f"array {place.name!r} is in two pieces")
-        record[place.name] = StoredArray.of_values(spec, regions[number], offset)
+        record[place.name] = StoredArray.of_values(spec, region, place.offset)
     return record
 
 

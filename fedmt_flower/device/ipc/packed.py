@@ -7,6 +7,7 @@ Offsets follow from the header and are not stated, so that no two statements can
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,7 +64,9 @@ class Packed(Mapping[str, NDArray[Any]]):
         return len(self._arrays)
 
 
-def places(data: memoryview, longest_header: int = LONGEST_HEADER, size: int | None = None) -> list[Place]:
+def places(
+    data: memoryview, longest_header: int = LONGEST_HEADER, size: int | None = None
+) -> tuple[Place, ...]:
     """Where the arrays lie that are packed in `data`; ValueError if it is not what its header says.
 
     `data` may be the first of several pieces, which have `size` bytes together.
@@ -74,22 +77,27 @@ def places(data: memoryview, longest_header: int = LONGEST_HEADER, size: int | N
         raise ValueError(
             f"its header is of {length} bytes, expected at most {longest_header} and those there"
         )
+    found, end = _layout(bytes(data[_LENGTH_BYTES : _LENGTH_BYTES + length]))
+    if end != size:
+        raise ValueError(f"expected {end} bytes by its header, got {size}")
+    return found
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(header: bytes) -> tuple[tuple[Place, ...], int]:
+    """What a header says, and the bytes of it all; the updates of a model have the same, and share this."""
     try:
-        entries = msgspec.json.decode(data[_LENGTH_BYTES : _LENGTH_BYTES + length], type=_Entries)
+        entries = msgspec.json.decode(header, type=_Entries)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ValueError(f"its header is broken: {error}") from error
     found: dict[str, Place] = {}
-    offset = _padded(_LENGTH_BYTES + length)
+    offset = _padded(_LENGTH_BYTES + len(header))
     for name, text, shape in entries:
         if name in found:
             raise ValueError(f"its header names {name!r} twice")
         place = found[name] = Place(name, _dtype(text), shape, offset)
         offset += _padded(math.prod(shape) * place.dtype.itemsize)
-        if offset > size:
-            break
-    if offset != size:
-        raise ValueError(f"expected {offset} bytes or more by its header, got {size}")
-    return list(found.values())
+    return tuple(found.values()), offset
 
 
 def head(specs: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]]) -> bytes:
