@@ -68,7 +68,7 @@ BUDGETS_S = {
     "autotune": 80.0,
     "search-budgets": 120.0,
     "search-order": 120.0,
-    "server": 1200.0,
+    "server": 1500.0,
     "exchange": 400.0,
     "streaming": 900.0,
 }

@@ -61,11 +61,10 @@ def run(bench: Bench) -> bool:
     """
     recorder, repeats = bench.recorder, int(bench.settings["repeats"])
     cells = {setting: _cells(setting, tasks) for setting, tasks in bench.settings["settings"].items()}
-    expected_s = _FLOWER_S * float(bench.settings["rounds"])
     left: list[dict[str, Json]] = []
     for repeat in range(repeats):
         for own in cells.values():  # one setting whole rather than a part of each
-            for cell, number in recorder.interleave(own, repeat + 1, expected_s=expected_s):
+            for cell, number in recorder.interleave(own, repeat + 1, expected_s=_expected_s(bench)):
                 with bench.part(cell):
                     _take(bench, cell, number, left)
     _judge(bench, left)
@@ -95,6 +94,12 @@ def report(result: Result) -> str:
             f"One run of all: {', '.join(step.values())}, steps captured as graphs; a run for each: plain.",
         ]
     return "\n".join(lines)
+
+
+def _expected_s(bench: Bench) -> float:
+    """Seconds that a run may take: as long as the longest so far, also of another setting."""
+    taken = [float(s.values.get("to_end_s", s.values["seconds"])) for s in bench.recorder.samples]
+    return max([_FLOWER_S * float(bench.settings["rounds"]), *taken])
 
 
 def _cells(setting: str, tasks: Sequence[str]) -> list[str]:

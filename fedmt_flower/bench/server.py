@@ -40,7 +40,7 @@ def settings(quick: bool) -> dict[str, Json]:
         "models": list(MODELS),
         "replies": [3, 6] if quick else [10, _COMPARED, 300, 1000],
         "repeats": 1 if quick else 8,
-        "repeats above 100": 1 if quick else 2,
+        "repeats above 100": 1 if quick else 3,
         "quick": quick,
     }
 
