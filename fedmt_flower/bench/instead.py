@@ -98,8 +98,9 @@ def report(result: Result) -> str:
 
 def _expected_s(bench: Bench) -> float:
     """Seconds that a run may take: as long as the longest so far, also of another setting."""
-    taken = [float(s.values.get("to_end_s", s.values["seconds"])) for s in bench.recorder.samples]
-    return max([_FLOWER_S * float(bench.settings["rounds"]), *taken])
+    taken = (s.values for s in bench.recorder.samples)
+    longest = max((float(v["to_end_s"] if "to_end_s" in v else v["seconds"]) for v in taken), default=0.0)
+    return max(longest, _FLOWER_S * float(bench.settings["rounds"]))
 
 
 def _cells(setting: str, tasks: Sequence[str]) -> list[str]:

@@ -266,8 +266,14 @@ class Scout:
 
         async def start(assignment: Assignment, seat: Seat, *, steps: bool) -> None:
             try:
-                async with asyncio.timeout(_patience_s(order)):
-                    await self._begin(order, assignment, seat, steps=steps, evaluate=seat == self._seats[0])
+                await self._begin(
+                    order,
+                    assignment,
+                    seat,
+                    steps=steps,
+                    evaluate=seat == self._seats[0],
+                    patience_s=_patience_s(order),
+                )
             except TimeoutError:
                 late.add(assignment.task.name)
 
@@ -286,10 +292,18 @@ class Scout:
         *,
         steps: bool = True,
         evaluate: bool = True,
+        patience_s: float = _PATIENCE_S,
     ) -> None:
-        """Have a worker of a task in `seat` load its data and take first steps, in batches of `size`."""
+        """Have a worker of a task in `seat` load its data and take first steps, in batches of `size`.
+
+        TimeoutError if that takes longer than `patience_s`, without the time that it waits for its turn.
+        """
         job, task = job_to_measure(order, assignment), assignment.task
-        async with self._starting, self._pool.worker(order.run, task, seat) as worker:
+        async with (
+            self._starting,
+            asyncio.timeout(patience_s),
+            self._pool.worker(order.run, task, seat) as worker,
+        ):
             own = expect(Appraised, await worker.ask(Appraise(job=job))).batch
             if steps and task.kind is TaskKind.STEPPED:
                 await carry(worker, first_steps(job, size or own, gpu=self._on_gpu, evaluate=evaluate))
@@ -297,8 +311,8 @@ class Scout:
     async def _side_by_side(self, starts: Iterable[Coroutine[Any, Any, None]]) -> None:
         """Run `starts` to their ends; what fails is for a round to tell."""
         for failure in await asyncio.gather(*starts, return_exceptions=True):
-            if isinstance(failure, TaskError | EngineError):
-                log.info("not warmed up: %s", failure)
+            if isinstance(failure, TaskError | EngineError | TimeoutError):
+                log.info("not warmed up: %s", failure or "a worker took too long")
             elif isinstance(failure, BaseException):
                 raise failure
 
