@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fedmt_flower.bench.recorder import Recorder, unfold
+from fedmt_flower.bench.recorder import Recorder, as_read, unfold
 from fedmt_flower.bench.result import Bar, Json, Machine, load
 from fedmt_flower.device.backends import DeviceBackend
 from fedmt_flower.device.backends.cpu import CpuBackend
@@ -98,7 +98,10 @@ class Bench:
         samples, record = self.folder / f"{name}.samples.jsonl", self.folder / f"{name}.json"
         by_record = options.resume and not samples.exists() and record.exists()
         if by_record and not (earlier := load(record)).complete:
-            unfold(earlier, samples)
+            if earlier.settings == as_read(settings):
+                unfold(earlier, samples)
+            else:
+                log.warning("%s: begins anew, since %s has samples of other settings", name, record)
         self.recorder = Recorder(samples, settings, options.resume, deadline)
 
     @contextmanager

@@ -102,9 +102,7 @@ class Recorder:
 
     def add(self, cell: str, repeat: int, values: dict[str, Json], flags: Sequence[str] = ()) -> None:
         """Keep one repeat of `cell`."""
-        # As it will be read again, whatever has been or is yet to be taken up: with lists for tuples.
-        kept = msgspec.json.decode(msgspec.json.encode(values))
-        sample = Sample(cell=cell, repeat=repeat, values=kept, flags=tuple(flags))
+        sample = Sample(cell=cell, repeat=repeat, values=as_read(values), flags=tuple(flags))
         self.samples.append(sample)
         with self._path.open("ab") as file:
             file.write(_line(sample, round(self.seconds, 3)))
@@ -138,7 +136,7 @@ class Recorder:
 
     def _read(self, settings: dict[str, Json]) -> None:
         head, *lines = self._path.read_bytes().splitlines()
-        if msgspec.json.decode(head) != msgspec.json.decode(msgspec.json.encode(settings)):
+        if msgspec.json.decode(head) != as_read(settings):
             raise ConfigError(
                 f"{self._path}: begun with other settings ({head.decode()}); use the same, or do not resume"
             )
@@ -149,6 +147,12 @@ class Recorder:
             entry = msgspec.json.decode(line)
             self.samples.append(msgspec.convert(entry["sample"], Sample))
             self._before_s = entry["seconds"]
+
+
+def as_read(values: dict[str, Json]) -> dict[str, Json]:
+    """`values` as they will be read again, whatever has been or is yet to be taken up: lists for tuples."""
+    read: dict[str, Json] = msgspec.json.decode(msgspec.json.encode(values))
+    return read
 
 
 def unfold(result: Result, path: Path) -> None:

@@ -57,8 +57,11 @@ def run(bench: Bench) -> bool:
             for server in ("fedmt", "fedavg"):
                 if (cell := f"{server} | {replies}") not in left_out:
                     groups["repeats above 100" if replies > _COMPARED else "repeats"].append(cell)
-        for key, cells in groups.items():
-            repeats = int(bench.settings[key])
+        few = int(bench.settings["repeats above 100"])
+        # All sizes side by side as often as the large ones are taken, for what is compared between them.
+        rounds = [([cell for cells in groups.values() for cell in cells], few)]
+        rounds += [(cells, int(bench.settings[key])) for key, cells in groups.items()]
+        for cells, repeats in rounds:
             for cell, repeat in bench.recorder.interleave(cells, repeats):
                 server, _, replies = cell.partition(" | ")
                 bench.recorder.add(cell, repeat, _rehearse(server, int(replies), models))

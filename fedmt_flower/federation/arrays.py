@@ -100,8 +100,8 @@ class Region:
 class StoredArray(Array):
     """An Array whose values lie in a `Region` and are read when they are asked for.
 
-    A server keeps hundreds for each reply, so they share what is alike. Whoever sets the `data` of one makes
-    it an ordinary Array.
+    A server keeps hundreds for each reply, so they share what is alike. Whoever sets `data`, `dtype` or
+    `shape` of one makes it an ordinary Array.
     """
 
     head: Head
@@ -118,14 +118,24 @@ class StoredArray(Array):
         keep(self, "_offset", offset)
 
     @property
-    def dtype(self) -> str:  # type: ignore[override]
+    def dtype(self) -> str:
         """The name of its dtype."""
         return _name(self.head.spec.dtype)
 
+    @dtype.setter
+    def dtype(self, dtype: str) -> None:
+        settle({"": self})
+        self.dtype = dtype
+
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+    def shape(self) -> tuple[int, ...]:
         """Its shape."""
         return self.head.spec.shape
+
+    @shape.setter
+    def shape(self, shape: tuple[int, ...]) -> None:
+        settle({"": self})
+        self.shape = shape
 
     @classmethod
     def of_values(cls, spec: ArraySpec, region: Region, offset: int) -> StoredArray:
@@ -139,7 +149,7 @@ class StoredArray(Array):
 
     @data.setter
     def data(self, data: bytes) -> None:
-        plain = {"dtype": self.dtype, "shape": self.shape, "stype": STYPE, "data": data}
+        plain = {"dtype": self.dtype, "shape": self.shape, "stype": self.stype, "data": data}
         self.__class__ = Array  # type: ignore[assignment]
         self.__dict__.clear()
         self.__dict__ |= plain

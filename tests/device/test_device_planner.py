@@ -23,6 +23,7 @@ from fedmt_flower.device.engine.rounds import Round
 from fedmt_flower.device.inline import InlineEngine
 from fedmt_flower.device.ipc import memory
 from fedmt_flower.device.ipc.frames import Answers, Frame, Measure, Rehearse
+from fedmt_flower.device.planner import scout
 from fedmt_flower.device.planner.appraisal import Examined, with_quarter
 from fedmt_flower.device.planner.planner import Planner
 from fedmt_flower.device.planner.scout import Known, Scout
@@ -531,9 +532,11 @@ def test_a_task_whose_first_steps_do_not_end_is_waited_for_once(
     look_as_on_a_gpu: Callable[[RoundOrder], tuple[Known, list[Asked]]],
     make_task: MakeTask,
     make_order: MakeOrder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tasks = make_task("a"), replace(make_task("stuck"), trainer="engine_tasks:Stuck")
-    order = replace(make_order(*tasks), allocation=FEDMT, deadline_s=6.0)
+    monkeypatch.setattr(scout, "_PATIENCE_S", 8.0)
+    order = replace(make_order(*tasks), allocation=FEDMT)
     known, asked = look_as_on_a_gpu(order)
     assert known.unknown == {"stuck": "it could not be measured in time"}
     assert [facts.features.task for facts in known.tasks] == ["a"]

@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from fedmt_flower.device.contract import Progress, Weights
+from fedmt_flower.device.ipc.frames import Rehearse, Rehearsed
 from fedmt_flower.device.ipc.job import Job
 from fedmt_flower.device.ipc.packed import Packed
 from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.device.training.runtime import TaskRuntime
+from fedmt_flower.device.worker.measuring import Measurer
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.round import Mode
 from fedmt_flower.domain.task import Scalar, Task
@@ -107,6 +109,18 @@ def test_a_glance_at_evaluation_takes_one_batch_and_leaves_no_mark() -> None:
     after = runtime.run(job(task), start)
     assert bits(after.weights) == bits(fresh.weights)
     assert after.evaluate_metrics == fresh.evaluate_metrics
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode", "batches"), [(True, BOTH, 1), (False, BOTH, 0), (True, Mode.TRAIN, 0)]
+)
+def test_a_rehearsal_evaluates_where_it_is_asked_to(asked: bool, mode: Mode, batches: int) -> None:
+    runtime, judged = TaskRuntime(STEPPED, "cpu"), list[bool]()
+    asked_for = job(STEPPED, mode=mode)
+    runtime.model(asked_for).register_forward_hook(lambda model, *_: judged.append(not model.training))
+    answer = Measurer(runtime).answer(Rehearse(job=asked_for, steps=2, evaluate=asked))
+    assert isinstance(answer, Rehearsed)
+    assert (judged.count(True), judged.count(False)) == (batches, 2)
 
 
 def test_an_ordinary_app_trains_as_by_hand() -> None:

@@ -152,7 +152,11 @@ def of(header: bytes, data: bytes = b"", length: int | None = None) -> Array:
         (of(b'[["w", "f4", [1]]]', b"\0" * 16), "plain numbers, got 'f4'"),
         (of(b'[["w", "<f4", [1]]]'), "bytes by its header"),
         (of(b'[["w", "<f4", [1]]]', b"\0" * 32), "bytes by its header"),
-        (of(b'[["w", "<f4", [281474976710655, 281474976710655]]]', b"\0" * 16), "bytes by its header"),
+        (
+            of(b'[["w", "<f4", [281474976710655, 281474976710655]]]', b"\0" * 16),
+            "more bytes than there can be, 'w'",
+        ),
+        (of(b'[["w", "<f4", [' + b"1, " * 64 + b"1]]]", b"\0" * 16), "header is broken"),
         (of(b'[["w", "<f4", [1]], ["w", "<f4", [1]]]', b"\0" * 32), "names 'w' twice"),
     ],
 )

@@ -59,7 +59,8 @@ class Rehearse(Frame, frozen=True, kw_only=True):
     """To a worker: take `steps` training steps of a job, and keep all that they need for measurements.
 
     `autotune` says whether cuDNN times its algorithms for every new shape; None leaves that as it is.
-    `evaluate` has the model evaluated on a batch first, if the job evaluates: that takes other kernels.
+    `evaluate` has the model evaluated on a batch first, if a job not met before evaluates by the package's
+    own loop.
     """
 
     job: Job

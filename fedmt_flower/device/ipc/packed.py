@@ -26,7 +26,11 @@ _KINDS = "biufc"
 _LENGTH_BYTES = 8
 _PLAIN = re.compile(r"[<>][iufc]\d\d?|\|[biu]1", re.ASCII)
 _SHOWN = 40
-_Entries = list[tuple[str, str, tuple[Annotated[int, msgspec.Meta(ge=0, lt=2**48)], ...]]]
+_MOST_BYTES = 1 << 48
+_Extent = Annotated[int, msgspec.Meta(ge=0, lt=_MOST_BYTES)]
+_Entries = list[tuple[str, str, Annotated[tuple[_Extent, ...], msgspec.Meta(max_length=64)]]]
+_SHARED_BYTES = 1 << 18
+"""Of so many bytes at most is a header whose layout is kept; one of 800 arrays has a quarter of it."""
 
 
 class Place(NamedTuple):
@@ -77,15 +81,15 @@ def places(
         raise ValueError(
             f"its header is of {length} bytes, expected at most {longest_header} and those there"
         )
-    found, end = _layout(bytes(data[_LENGTH_BYTES : _LENGTH_BYTES + length]))
+    header = bytes(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    found, end = _shared_layout(header) if length <= _SHARED_BYTES else _layout(header)
     if end != size:
         raise ValueError(f"expected {end} bytes by its header, got {size}")
     return found
 
 
-@functools.lru_cache(maxsize=16)
 def _layout(header: bytes) -> tuple[tuple[Place, ...], int]:
-    """What a header says, and the bytes of it all; the updates of a model have the same, and share this."""
+    """What a header says, and the bytes of it all."""
     try:
         entries = msgspec.json.decode(header, type=_Entries)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -97,7 +101,15 @@ def _layout(header: bytes) -> tuple[tuple[Place, ...], int]:
             raise ValueError(f"its header names {name!r} twice")
         place = found[name] = Place(name, _dtype(text), shape, offset)
         offset += _padded(math.prod(shape) * place.dtype.itemsize)
+        if offset > _MOST_BYTES:
+            raise ValueError(
+                f"its header tells of more bytes than there can be, {name[:_SHOWN]!r} among them"
+            )
     return tuple(found.values()), offset
+
+
+_shared_layout = functools.lru_cache(maxsize=64)(_layout)
+"""The updates of a model have the same header, and share what it says."""
 
 
 def head(specs: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]]) -> bytes:

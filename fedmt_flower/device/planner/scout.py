@@ -115,7 +115,7 @@ class Scout:
                 continue
             name = assignment.task.name
             try:
-                async with asyncio.timeout(_patience_s(order)):
+                async with asyncio.timeout(order.deadline_s or _PATIENCE_S):
                     if name in late:
                         raise TimeoutError
                     found = await self._task(order, assignment, sizes[name], solo.get(name))
@@ -258,29 +258,30 @@ class Scout:
         On a GPU they take their first steps, for which kernels are loaded one by one: seat by seat, so that
         there are never more at work than in a round.
         """
-        new, late = self._new(order), set[str]()
+        new, late, failed = self._new(order), set[str](), set[str]()
         if not new:
             return late
         for assignment in new:
             _keep(self._met, _name(order, assignment.task), None)
 
         async def start(assignment: Assignment, seat: Seat, *, steps: bool) -> None:
+            name, evaluate = assignment.task.name, seat == self._seats[0]
             try:
-                await self._begin(
-                    order,
-                    assignment,
-                    seat,
-                    steps=steps,
-                    evaluate=seat == self._seats[0],
-                    patience_s=_patience_s(order),
-                )
+                # Data may take their time to load.
+                async with asyncio.timeout(max(order.deadline_s or 0.0, _PATIENCE_S) if steps else None):
+                    await self._begin(order, assignment, seat, steps=steps, evaluate=evaluate)
             except TimeoutError:
-                late.add(assignment.task.name)
+                late.add(name)
+                self._met.pop(_name(order, assignment.task), None)
+            except (TaskError, EngineError) as error:
+                failed.add(name)
+                log.info("not warmed up: %s", error)
 
         self._tell(f"starting workers of {', '.join(assignment.task.name for assignment in new)}")
         await self._side_by_side(start(a, seat, steps=False) for a in new for seat in self._seats)
         for seat in self._seats if self._on_gpu else ():
-            await self._side_by_side(start(a, seat, steps=True) for a in new if a.task.name not in late)
+            able = [assignment for assignment in new if assignment.task.name not in late | failed]
+            await self._side_by_side(start(assignment, seat, steps=True) for assignment in able)
         return late
 
     async def _begin(
@@ -292,27 +293,19 @@ class Scout:
         *,
         steps: bool = True,
         evaluate: bool = True,
-        patience_s: float = _PATIENCE_S,
     ) -> None:
-        """Have a worker of a task in `seat` load its data and take first steps, in batches of `size`.
-
-        TimeoutError if that takes longer than `patience_s`, without the time that it waits for its turn.
-        """
-        job, task = job_to_measure(order, assignment), assignment.task
-        async with (
-            self._starting,
-            asyncio.timeout(patience_s),
-            self._pool.worker(order.run, task, seat) as worker,
-        ):
+        """Have a worker of a task in `seat` load its data and take first steps, in batches of `size`."""
+        job, task, gpu = job_to_measure(order, assignment), assignment.task, self._on_gpu
+        async with self._starting, self._pool.worker(order.run, task, seat) as worker:
             own = expect(Appraised, await worker.ask(Appraise(job=job))).batch
             if steps and task.kind is TaskKind.STEPPED:
-                await carry(worker, first_steps(job, size or own, gpu=self._on_gpu, evaluate=evaluate))
+                await carry(worker, first_steps(job, size or own, gpu=gpu, evaluate=evaluate and gpu))
 
     async def _side_by_side(self, starts: Iterable[Coroutine[Any, Any, None]]) -> None:
         """Run `starts` to their ends; what fails is for a round to tell."""
         for failure in await asyncio.gather(*starts, return_exceptions=True):
-            if isinstance(failure, TaskError | EngineError | TimeoutError):
-                log.info("not warmed up: %s", failure or "a worker took too long")
+            if isinstance(failure, TaskError | EngineError):
+                log.info("not warmed up: %s", failure)
             elif isinstance(failure, BaseException):
                 raise failure
 
@@ -385,10 +378,6 @@ async def carry(worker: WorkerHandle, steps: Steps[T]) -> T:
     except StopIteration as end:
         found: T = end.value
         return found
-
-
-def _patience_s(order: RoundOrder) -> float:
-    return order.deadline_s or _PATIENCE_S
 
 
 def _name(order: RoundOrder, task: Task) -> str:
