@@ -52,20 +52,20 @@ def run(bench: Bench) -> bool:
         sizes = _save_models(models, quick=bool(bench.settings["quick"]))
         left_out = dict(_too_large(bench.settings["replies"], sizes))
         complete = True
-        groups: dict[str, list[str]] = {"repeats": [], "repeats above 100": []}
-        for replies in bench.settings["replies"]:
-            for server in ("fedmt", "fedavg"):
-                if (cell := f"{server} | {replies}") not in left_out:
-                    groups["repeats above 100" if replies > _COMPARED else "repeats"].append(cell)
-        few = int(bench.settings["repeats above 100"])
+        cells = [
+            cell
+            for replies in bench.settings["replies"]
+            for server in ("fedmt", "fedavg")
+            if (cell := f"{server} | {replies}") not in left_out
+        ]
+        small = [cell for cell in cells if int(cell.partition(" | ")[2]) <= _COMPARED]
         # All sizes side by side as often as the large ones are taken, for what is compared between them.
-        rounds = [([cell for cells in groups.values() for cell in cells], few)]
-        rounds += [(cells, int(bench.settings[key])) for key, cells in groups.items()]
-        for cells, repeats in rounds:
-            for cell, repeat in bench.recorder.interleave(cells, repeats):
+        for some, key in ((cells, "repeats above 100"), (small, "repeats")):
+            repeats = int(bench.settings[key])
+            for cell, repeat in bench.recorder.interleave(some, repeats):
                 server, _, replies = cell.partition(" | ")
                 bench.recorder.add(cell, repeat, _rehearse(server, int(replies), models))
-            complete &= bench.recorder.has_all(cells, repeats)
+            complete &= bench.recorder.has_all(some, repeats)
     bench.facts |= {
         "megabytes of an update": {model: round(size / 1e6, 1) for model, size in sizes.items()},
         "left out": left_out,

@@ -124,7 +124,7 @@ class StoredArray(Array):
 
     @dtype.setter
     def dtype(self, dtype: str) -> None:
-        settle({"": self})
+        self.data = self.data  # an ordinary one from here on
         self.dtype = dtype
 
     @property
@@ -134,7 +134,7 @@ class StoredArray(Array):
 
     @shape.setter
     def shape(self, shape: tuple[int, ...]) -> None:
-        settle({"": self})
+        self.data = self.data  # as for `dtype`
         self.shape = shape
 
     @classmethod

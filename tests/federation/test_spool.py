@@ -80,6 +80,17 @@ def test_it_can_be_copied_pickled_and_sent_on(stored: ArrayRecord) -> None:
     assert inflate_object_from_contents(stored.object_id, contents) == stored
 
 
+@pytest.mark.parametrize(("part", "value"), [("dtype", "<f2"), ("shape", (2, 2)), ("stype", "zip")])
+def test_setting_a_part_of_it_keeps_the_others(stored: ArrayRecord, part: str, value: Any) -> None:
+    for array in stored.values():
+        expected = {name: getattr(array, name) for name in ("dtype", "shape", "stype", "data")} | {
+            part: value
+        }
+        setattr(array, part, value)
+        array.data = expected["data"]
+        assert {name: getattr(array, name) for name in expected} == expected
+
+
 def test_setting_its_data_makes_it_ordinary(stored: ArrayRecord) -> None:
     expected = {name: array.data for name, array in stored.items()}
     settle(stored)

@@ -273,9 +273,9 @@ class Scout:
             except TimeoutError:
                 late.add(name)
                 self._met.pop(_name(order, assignment.task), None)
-            except (TaskError, EngineError) as error:
+            except (TaskError, EngineError):
                 failed.add(name)
-                log.info("not warmed up: %s", error)
+                raise
 
         self._tell(f"starting workers of {', '.join(assignment.task.name for assignment in new)}")
         await self._side_by_side(start(a, seat, steps=False) for a in new for seat in self._seats)
