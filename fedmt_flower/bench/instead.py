@@ -17,7 +17,6 @@ from fedmt_flower.bench.deployment import Deployment, NotEnded, deployed, partit
 from fedmt_flower.bench.leftovers import left_bars, left_behind, memory_in_use
 from fedmt_flower.bench.mixes import BATCH
 from fedmt_flower.bench.result import Bar, Json, Result, Sample
-from fedmt_flower.bench.spread import Spread, spread
 from fedmt_flower.device.backends import facts
 from fedmt_flower.domain.device import Backend
 from fedmt_flower.errors import EngineError
@@ -49,7 +48,6 @@ def settings(quick: bool) -> dict[str, Json]:
         "samples": 64 if quick else 20_000,
         "batch": 16 if quick else BATCH,
         "rounds": 1 if quick else 5,
-        "repeats": 1 if quick else 2,
         "quick": quick,
     }
 
@@ -59,16 +57,15 @@ def run(bench: Bench) -> bool:
 
     A task that two settings have is run alone once for both.
     """
-    recorder, repeats = bench.recorder, int(bench.settings["repeats"])
+    recorder = bench.recorder
     cells = {setting: _cells(setting, tasks) for setting, tasks in bench.settings["settings"].items()}
     left: list[dict[str, Json]] = []
-    for repeat in range(repeats):
-        for own in cells.values():  # one setting whole rather than a part of each
-            for cell, number in recorder.interleave(own, repeat + 1, expected_s=_expected_s(bench)):
-                with bench.part(cell):
-                    _take(bench, cell, number, left)
+    for own in cells.values():  # one setting whole rather than a part of each
+        for cell, number in recorder.interleave(own, 1, expected_s=_expected_s(bench)):
+            with bench.part(cell):
+                _take(bench, cell, number, left)
     _judge(bench, left)
-    return all(recorder.has_all(own, repeats) for own in cells.values())
+    return all(recorder.has_all(own, 1) for own in cells.values())
 
 
 def report(result: Result) -> str:
@@ -78,14 +75,12 @@ def report(result: Result) -> str:
         "|---|---:|---:|---:|",
     ]
     for setting, tasks in result.settings["settings"].items():
-        both = _seconds(result.samples, setting, tasks)
-        if both:
-            instead, fedmt = zip(*both, strict=True)
-            medians = f"{spread(instead).median:.1f} | {spread(fedmt).median:.1f}"
-            lines.append(f"| {setting} | {medians} | {_gain(both).mean:.2f} |")
-    alone = {cell: result.of(cell) for cell in result.cells() if cell.endswith(" | alone")}
+        if both := _seconds(result.samples, setting, tasks):
+            instead, fedmt = both
+            lines.append(f"| {setting} | {instead:.1f} | {fedmt:.1f} | {instead / fedmt:.2f} |")
+    alone = [sample for sample in result.samples if sample.cell.endswith(" | alone")]
     if alone:
-        took = (f"{cell.split(' | ')[0]} {_median(samples):.0f}" for cell, samples in alone.items())
+        took = (f"{sample.cell.split(' | ')[0]} {sample.values['seconds']:.0f}" for sample in alone)
         lines += ["", f"A run for each task, seconds to its last model: {', '.join(took)}."]
     step = result.settings["step"]
     if step:
@@ -162,10 +157,12 @@ def _alone(bench: Bench, task: str, left: list[dict[str, Json]]) -> dict[str, Js
         deployment.run(files, words, patience_s=_patience_s(bench))
         if not mark.exists():
             raise EngineError(f"the run of {task} ended without a model; its server aggregated nothing")
+        models = [float(line) - began for line in mark.read_text().split()]
         ended = mark.with_name(f"{mark.name}.end").read_text()
         return {
-            "seconds": round(float(mark.read_text()) - began, 2),
+            "seconds": round(models[-1], 2),
             "to_end_s": round(float(ended) - began, 2),
+            "rounds_s": [round(later - sooner, 2) for sooner, later in pairwise(models)],
         }
 
 
@@ -210,36 +207,26 @@ def _model(bench: Bench, task: str) -> str:
     return "lenet" if bench.settings["quick"] else task
 
 
-def _seconds(samples: Sequence[Sample], setting: str, tasks: Sequence[str]) -> list[tuple[float, float]]:
-    """Of each whole repeat of a setting, the seconds of a run for each task and those of one run of all.
+def _seconds(samples: Sequence[Sample], setting: str, tasks: Sequence[str]) -> tuple[float, float] | None:
+    """Seconds of a run for each task of a setting and of one run of all; None unless all were taken.
 
     A run begins when the one before has ended, and the last one counts to its last model.
     """
-    taken = {(sample.cell, sample.repeat): sample.values for sample in samples}
-    *cells, together = _cells(setting, tasks)
-    numbers = sorted(number for cell, number in taken if cell == together)
-    whole = [number for number in numbers if all((cell, number) in taken for cell in cells)]
-    found = []
-    for number in whole:
-        *before, last = (taken[cell, number] for cell in cells)
-        alone = sum(float(values["to_end_s"]) for values in before) + float(last["seconds"])
-        found.append((alone, float(taken[together, number]["seconds"])))
-    return found
-
-
-def _median(samples: Sequence[Sample]) -> float:
-    return spread(float(sample.values["seconds"]) for sample in samples).median
-
-
-def _gain(both: Sequence[tuple[float, float]]) -> Spread:
-    return spread(instead / fedmt for instead, fedmt in both)
+    taken = {sample.cell: sample.values for sample in samples}
+    cells = _cells(setting, tasks)
+    if not all(cell in taken for cell in cells):
+        return None
+    *before, last, together = (taken[cell] for cell in cells)
+    alone = sum(float(values["to_end_s"]) for values in before) + float(last["seconds"])
+    return alone, float(together["seconds"])
 
 
 def _judge(bench: Bench, left: Sequence[Mapping[str, Json]]) -> None:
     for setting, tasks in bench.settings["settings"].items():
         if both := _seconds(bench.recorder.samples, setting, tasks):
+            instead, fedmt = both
             bar = f"{setting}: a run for each task over one run of all"
-            bench.bars.append(Bar.at_least(bar, _GOAL, _gain(both)))
+            bench.bars.append(Bar.once(bar, _GOAL, instead / fedmt))
     if left:
         most = {key: max((one[key] for one in left), default=0) for key in ("processes", "gpu_memory_bytes")}
         bench.bars += left_bars(most)

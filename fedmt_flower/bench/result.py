@@ -34,7 +34,7 @@ class Bar:
         95 % confidence interval of `value`; None is a bound that one repeat cannot give.
     met
         Whether the bound of `ci95` that is nearer to missing still reaches `goal`: a bar counts only when
-        the spread leaves no doubt.
+        the spread leaves no doubt. A bar on a single run has nothing but its value.
     """
 
     name: str
@@ -57,6 +57,11 @@ class Bar:
     def counted(name: str, goal: float, value: float, met: bool) -> Bar:
         """A bar on something counted, that has no spread."""
         return Bar(name=name, goal=goal, value=value, ci95=(value, value), met=met)
+
+    @staticmethod
+    def once(name: str, goal: float, value: float) -> Bar:
+        """A bar that the `value` of a run too long to be repeated must reach."""
+        return Bar(name=name, goal=goal, value=value, ci95=(None, None), met=value >= goal)
 
     @staticmethod
     def _of(name: str, goal: float, measured: Spread, met: bool) -> Bar:

@@ -12,17 +12,17 @@ KNOWN = instead.settings(quick=False)
 LIGHT = KNOWN["settings"]["light"]
 
 
-def alone(task: str, repeat: int = 0) -> Sample:
-    return Sample(cell=f"{task} | alone", repeat=repeat, values={"seconds": 70.0, "to_end_s": 80.0})
+def alone(task: str) -> Sample:
+    return Sample(cell=f"{task} | alone", repeat=0, values={"seconds": 70.0, "to_end_s": 80.0})
 
 
-def together(setting: str, repeat: int = 0) -> Sample:
-    return Sample(cell=f"{setting} | fedmt", repeat=repeat, values={"seconds": 46.0})
+def together(setting: str) -> Sample:
+    return Sample(cell=f"{setting} | fedmt", repeat=0, values={"seconds": 46.0})
 
 
 def test_a_run_begins_when_the_one_before_has_ended() -> None:
     samples = [*map(alone, LIGHT), together("light")]
-    assert instead._seconds(samples, "light", LIGHT) == [(80.0 + 80.0 + 70.0, 46.0)]
+    assert instead._seconds(samples, "light", LIGHT) == (80.0 + 80.0 + 70.0, 46.0)
     table = instead.report(made_up("instead", KNOWN, samples))
     assert "| light | 230.0 | 46.0 | 5.00 |" in table
     assert "bfloat16, channels_last" in table
@@ -30,11 +30,10 @@ def test_a_run_begins_when_the_one_before_has_ended() -> None:
 
 
 @pytest.mark.parametrize("lost", range(4))
-def test_a_repeat_counts_only_whole(lost: int) -> None:
+def test_a_setting_counts_only_whole(lost: int) -> None:
     samples = [*map(alone, LIGHT), together("light")]
     del samples[lost]
-    samples += [*(alone(task, repeat=1) for task in LIGHT), together("light", repeat=1)]
-    assert len(instead._seconds(samples, "light", LIGHT)) == 1
+    assert instead._seconds(samples, "light", LIGHT) is None
 
 
 def test_a_task_of_two_settings_is_run_alone_once() -> None:
