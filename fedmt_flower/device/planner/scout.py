@@ -255,8 +255,7 @@ class Scout:
     async def _warm_up(self, order: RoundOrder) -> set[str]:
         """Start the workers that will measure, and have them get ready, side by side; tasks too late for it.
 
-        On a GPU they take their first steps, for which kernels are loaded one by one: seat by seat, so that
-        there are never more at work than in a round.
+        On a GPU they take their first steps, for which kernels are loaded, and compiled, one by one on a CPU.
         """
         new, late, failed = self._new(order), set[str](), set[str]()
         if not new:
@@ -279,9 +278,9 @@ class Scout:
 
         self._tell(f"starting workers of {', '.join(assignment.task.name for assignment in new)}")
         await self._side_by_side(start(a, seat, steps=False) for a in new for seat in self._seats)
-        for seat in self._seats if self._on_gpu else ():
+        if self._on_gpu:
             able = [assignment for assignment in new if assignment.task.name not in late | failed]
-            await self._side_by_side(start(assignment, seat, steps=True) for assignment in able)
+            await self._side_by_side(start(a, seat, steps=True) for seat in self._seats for a in able)
         return late
 
     async def _begin(

@@ -24,7 +24,7 @@ from fedmt_flower.device.training.seeding import (
     set_generator_states,
 )
 from fedmt_flower.device.training.splits import Splits
-from fedmt_flower.device.training.trainer import Loop, SteppedTrainer, evaluate_by
+from fedmt_flower.device.training.trainer import Loop, SteppedTrainer
 from fedmt_flower.device.training.weights import check_names, state_of
 from fedmt_flower.domain.profile import StepKind
 from fedmt_flower.domain.task import TaskKind
@@ -188,8 +188,7 @@ class Execution:
         known = self._known()
         model.eval()
         if not task.evaluate:
-            with runtime.blame("evaluate"):
-                metrics = evaluate_by(runtime.objective(), model, splits.test, runtime.device)
+            metrics = runtime.evaluate(self.job, model, splits.test)
             return read_metrics(task.name, "evaluate", metrics)
         evaluate = prepare(task, "evaluate", model, splits.test, known=known)
         with runtime.blame("evaluate"):

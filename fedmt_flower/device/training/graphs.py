@@ -26,6 +26,7 @@ from fedmt_flower.device.training.capturable import (
     signature_of,
     unrepeatable,
 )
+from fedmt_flower.device.training.depthwise import kernels_at_hand
 from fedmt_flower.device.training.recording import CudaRecorder, NotRecorded, Recorder
 from fedmt_flower.device.training.training_step import TrainingStep
 from fedmt_flower.domain.profile import StepKind
@@ -144,6 +145,7 @@ class Steps:
         self._graphs = graphs
         self._graph: StepGraph | None = None
         self._batch_size = batch_size
+        self._most = 0
         self._device = device
         self._begun = False
         self._wanted = step.rules.step is not StepChoice.EAGER
@@ -172,8 +174,12 @@ class Steps:
     def take(self, drawn: Selection | Batch) -> int:
         """Take one step; returns its samples."""
         samples = rows(drawn)
-        whole = isinstance(drawn, Selection) and samples == self._batch_size
-        if self._wanted and self._begun and whole:
+        # A loader's batches have a size of its own.
+        self._most = max(self._most, self._batch_size if isinstance(drawn, Selection) else samples)
+        if samples < self._most:
+            with kernels_at_hand(self.step.rules.memory_format):
+                self.take_plainly(drawn)
+        elif self._wanted and self._begun and isinstance(drawn, Selection):
             self._take_whole(drawn)
         else:
             self.take_plainly(drawn)

@@ -15,6 +15,7 @@ from fedmt_flower.device.contract import Weights
 from fedmt_flower.device.ipc.job import ROUND_KEYS, Job, JobResult
 from fedmt_flower.device.training.batches import Data, resident
 from fedmt_flower.device.training.binding import names, prepare, resolve
+from fedmt_flower.device.training.depthwise import kernels_at_hand
 from fedmt_flower.device.training.execution import Between, Execution, OnProgress
 from fedmt_flower.device.training.faults import describe
 from fedmt_flower.device.training.graphs import StepGraphs
@@ -177,8 +178,14 @@ class TaskRuntime:
         model, test = self.model(job), self.splits(job).test
         if test is not None:
             model.eval()
-            with self.blame("evaluate"):
-                evaluate_by(self.objective(), model, test, self.device, at_most=1)
+            self.evaluate(job, model, test, at_most=1)
+
+    def evaluate(
+        self, job: Job, model: nn.Module, data: Data, at_most: int | None = None
+    ) -> dict[str, float]:
+        """Metrics of `model` by the package's own loop, as `evaluate_by`; TaskError if that fails."""
+        with self.blame("evaluate"), kernels_at_hand(self._memory_format(job)):
+            return evaluate_by(self.objective(), model, data, self.device, at_most=at_most)
 
     def loop(self, make_optimizer: MakeOptimizer) -> Loop:
         """The package's own trainer, with the graphs of earlier rounds."""
