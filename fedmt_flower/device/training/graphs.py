@@ -26,7 +26,7 @@ from fedmt_flower.device.training.capturable import (
     signature_of,
     unrepeatable,
 )
-from fedmt_flower.device.training.depthwise import kernels_at_hand
+from fedmt_flower.device.training.convolutions import kernels_at_hand
 from fedmt_flower.device.training.recording import CudaRecorder, NotRecorded, Recorder
 from fedmt_flower.device.training.training_step import TrainingStep
 from fedmt_flower.domain.profile import StepKind

@@ -15,7 +15,7 @@ from fedmt_flower.device.contract import Weights
 from fedmt_flower.device.ipc.job import ROUND_KEYS, Job, JobResult
 from fedmt_flower.device.training.batches import Data, resident
 from fedmt_flower.device.training.binding import names, prepare, resolve
-from fedmt_flower.device.training.depthwise import kernels_at_hand
+from fedmt_flower.device.training.convolutions import kernels_at_hand
 from fedmt_flower.device.training.execution import Between, Execution, OnProgress
 from fedmt_flower.device.training.faults import describe
 from fedmt_flower.device.training.graphs import StepGraphs

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmt_flower.device.training.batches import Batch
+from fedmt_flower.device.training.convolutions import without_cudnn
 from fedmt_flower.device.training.training_step import TrainingStep
 
 BOUND: Final = 0.03
@@ -97,7 +97,8 @@ def _deviations(layer: nn.Module, given: Tensor) -> Iterator[str]:
         direction = torch.randn_like(output)
         # Some weights are none of the forward pass's: a hook that is not called here makes one of others.
         gradients = torch.autograd.grad(output, [theirs, *learning.values()], direction, allow_unused=True)
-        with torch.autocast(given.device.type, enabled=False), _without_cudnn():
+        # By torch's few kernels: each of cuDNN's many is loaded when first used.
+        with torch.autocast(given.device.type, enabled=False), without_cudnn():
             placed = {f"layer.{name}": weight for name, weight in exact.items()}
             torch.manual_seed(0)
             expected = torch.func.functional_call(_Bare(layer), placed, (ours,))
@@ -117,18 +118,6 @@ def _deviations(layer: nn.Module, given: Tensor) -> Iterator[str]:
             if math.isfinite(difference)
             else "that are not finite"
         )
-
-
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """Convolutions are done by torch's own few kernels: each of cuDNN's many is loaded when first used."""
-    known: Any = torch.backends.cudnn
-    before = known.enabled
-    known.enabled = False
-    try:
-        yield
-    finally:
-        known.enabled = before
 
 
 class _Bare(nn.Module):

@@ -1,4 +1,4 @@
-"""Depthwise convolutions by torch's own kernels, where steps are too few for those of cuDNN.
+"""Convolutions by torch's own kernels; depthwise ones, where steps are too few for those of cuDNN.
 
 cuDNN, since 9.10, compiles a kernel for every depthwise convolution in channels last and every batch size
 when a process first meets it (github.com/NVIDIA/cudnn-frontend/issues/1066). On an H100 under torch 2.11 and
@@ -9,8 +9,8 @@ round's whole batches are cuDNN's, the last of an epoch and those of an evaluati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -25,6 +25,18 @@ _ARGUMENTS: Final = ("input", "weight", "bias", "stride", "padding", "dilation",
 def kernels_at_hand(memory_format: MemoryFormat) -> AbstractContextManager[object]:
     """Within it no kernel is compiled for a depthwise convolution, nor for its backward pass at any time."""
     return _ByTorch() if memory_format is MemoryFormat.CHANNELS_LAST else nullcontext()
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Convolutions are torch's own, and nothing else of cuDNN's settings is touched."""
+    known: Any = torch.backends.cudnn
+    before = known.enabled
+    known.enabled = False
+    try:
+        yield
+    finally:
+        known.enabled = before
 
 
 class _ByTorch(TorchFunctionMode):
@@ -54,7 +66,7 @@ class _Depthwise(torch.autograd.Function):
         image: Tensor, weight: Tensor, bias: Tensor | None, places: tuple[list[int], ...], groups: int
     ) -> Tensor:
         """Convolve `image`; `places` are stride, padding and dilation."""
-        with torch.backends.cudnn.flags(enabled=False):
+        with without_cudnn():
             output: Tensor = torch.ops.aten.convolution(image, weight, bias, *places, False, [0, 0], groups)
             return output
 
@@ -70,7 +82,7 @@ class _Depthwise(torch.autograd.Function):
         """The gradients of image, weight and bias."""
         image, weight = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
-        with torch.backends.cudnn.flags(enabled=False):
+        with without_cudnn():
             found = torch.ops.aten.convolution_backward(
                 gradient.contiguous(),
                 image,

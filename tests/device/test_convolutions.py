@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from fedmt_flower.bench.mixes import synthetic_task
 from fedmt_flower.device.ipc.job import Job
-from fedmt_flower.device.training import depthwise
-from fedmt_flower.device.training.depthwise import kernels_at_hand
+from fedmt_flower.device.training import convolutions
+from fedmt_flower.device.training.convolutions import kernels_at_hand
 from fedmt_flower.device.training.initial import initial_weights
 from fedmt_flower.device.training.runtime import TaskRuntime
 from fedmt_flower.device.training.trainer import Loop
@@ -34,13 +34,13 @@ def images(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The samples of every depthwise convolution that was not left to torch's choice."""
     sizes: list[int] = []
-    theirs = depthwise._convolved
+    theirs = convolutions._convolved
 
     def noted(**known: Any) -> Tensor:
         sizes.append(len(known["input"]))
         return theirs(**known)
 
-    monkeypatch.setattr(depthwise, "_convolved", noted)
+    monkeypatch.setattr(convolutions, "_convolved", noted)
     return sizes
 
 
@@ -143,6 +143,22 @@ def test_a_loaders_own_batches_are_whole_ones(batch_size: int, taken: list[int])
     data = torch.utils.data.TensorDataset(INPUTS, LABELS)
     trained(torch.utils.data.DataLoader(data, 16), {"memory_format": LAST}, batch_size)
     assert taken == [7, 7]
+
+
+def test_a_task_may_have_set_float32_arithmetic_by_torchs_newer_names(taken: list[int]) -> None:
+    if not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("torch has had them since 2.9")
+    layer, conv = nn.Conv2d(3, 3, 3, groups=3), torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    conv.fp32_precision = "ieee"
+    try:
+        with kernels_at_hand(LAST):
+            layer(images(2, 3, 5, 5, dtype=torch.float32)).sum().backward()
+        assert conv.fp32_precision == "ieee"
+    finally:
+        conv.fp32_precision = before
+    assert taken == [2]
+    assert torch.backends.cudnn.enabled
 
 
 @pytest.mark.parametrize("memory_format", list(MemoryFormat))
