@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 _ALIGNMENT = 16
+"""Bytes; a multiple of every element's size."""
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -30,6 +31,7 @@ _DTYPES = {
         torch.bool,
     )
 }
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class Node(msgspec.Struct, frozen=True, tag=str.lower):
@@ -102,7 +104,8 @@ class Packing:
 
     def into(self, buffer: Tensor) -> None:
         """Copy every tensor into `buffer`, one dimension of at least `size` bytes."""
-        views = [_view(buffer, place) for place in self._places]
+        there = _Views(buffer)
+        views = [there.view(place) for place in self._places]
         with torch.no_grad():
             for host in (True, False):
                 chosen = [i for i, place in enumerate(self._places) if place.host is host]
@@ -131,11 +134,13 @@ class Packing:
             yield key, self._lay_out(part, f"{where}[{key!r}]")
 
     def _place(self, tensor: Tensor, where: str) -> Held:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype not in _DTYPES or tensor.layout is not torch.strided or tensor.is_quantized:
+        name = _NAMES.get(tensor.dtype)
+        if name is None or tensor.layout is not torch.strided or tensor.is_quantized:
+            dtype = str(tensor.dtype).removeprefix("torch.")
             raise TypeError(f"{where} is a tensor of {dtype} ({tensor.layout}), which cannot be packed")
-        strides = torch.empty_like(tensor, device="meta").stride()
-        place = Held(dtype, tuple(tensor.shape), strides, self.size, not tensor.is_cuda)
+        # Those of a copy, which leave no gaps; to ask for them takes ten times as long as to know them.
+        strides = (tensor if tensor.is_contiguous() else torch.empty_like(tensor, device="meta")).stride()
+        place = Held(name, tuple(tensor.shape), strides, self.size, not tensor.is_cuda)
         self.size += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
         self._tensors.append(tensor.detach())
         self._places.append(place)
@@ -150,22 +155,7 @@ def unpacked(layout: Layout, buffer: Tensor) -> Any:
     ValueError
         If the buffer is not what the layout says.
     """
-    match layout:
-        case Held():
-            if layout.dtype not in _DTYPES or layout.offset % _ALIGNMENT:
-                raise ValueError(f"a state's tensor cannot be {layout.dtype} at byte {layout.offset}")
-            view = _view(buffer, layout)
-            # torch's generators take a state only at the beginning of its storage.
-            return view.to("cpu", copy=True) if layout.host else view
-        case Real(text=text):
-            return float.fromhex(text)
-        case Plain(value=value):
-            return value
-        case Items(items=items, fixed=fixed):
-            parts = [unpacked(part, buffer) for part in items]
-            return tuple(parts) if fixed else parts
-        case Entries(items=entries):
-            return {key: unpacked(part, buffer) for key, part in entries}
+    return _Views(buffer).read(layout)
 
 
 def empty_buffer(size: int, device: torch.device | str) -> Tensor:
@@ -179,13 +169,53 @@ def checksum(buffer: Tensor) -> int:
     return int(whole.sum())
 
 
-def _view(buffer: Tensor, place: Held) -> Tensor:
-    dtype = _DTYPES[place.dtype]
-    count = math.prod(place.shape)
-    end = place.offset + count * dtype.itemsize
-    if count < 0 or place.offset < 0 or end > buffer.numel():
-        raise ValueError(f"a state's tensor ends at byte {end}, its buffer has {buffer.numel()}")
-    reach = sum((extent - 1) * stride for extent, stride in zip(place.shape, place.strides, strict=True))
-    if count and reach != count - 1:
-        raise ValueError(f"a state's tensor of {place.shape} has strides {place.strides}, which leave gaps")
-    return buffer[place.offset : end].view(dtype).as_strided(place.shape, place.strides)
+class _Views:
+    """Tensors in the buffer's memory, where a layout says that they lie.
+
+    A task waits for hundreds of them in mid hand-over: each is one call of torch's.
+    """
+
+    def __init__(self, buffer: Tensor) -> None:
+        self._buffer = buffer[: buffer.numel() // _ALIGNMENT * _ALIGNMENT]
+        self._as: dict[str, Tensor] = {}
+
+    def read(self, layout: Layout) -> Any:
+        """What `layout` says; see `unpacked`."""
+        match layout:
+            case Held():
+                view = self.view(layout)
+                # torch's generators take a state only at the beginning of its storage.
+                return view.to("cpu", copy=True) if layout.host else view
+            case Real(text=text):
+                return float.fromhex(text)
+            case Plain(value=value):
+                return value
+            case Items(items=items, fixed=fixed):
+                parts = [self.read(part) for part in items]
+                return tuple(parts) if fixed else parts
+            case Entries(items=entries):
+                return {key: self.read(part) for key, part in entries}
+
+    def view(self, place: Held) -> Tensor:
+        """The tensor at `place`; ValueError if it cannot be there."""
+        whole = self._as.get(place.dtype)
+        if whole is None:
+            whole = self._typed(place.dtype)
+        size, count = whole.element_size(), math.prod(place.shape)
+        end = place.offset + count * size
+        if place.offset % _ALIGNMENT:
+            raise ValueError(f"a state's tensor cannot be {place.dtype} at byte {place.offset}")
+        if count < 0 or place.offset < 0 or end > self._buffer.numel():
+            raise ValueError(f"a state's tensor ends at byte {end}, its buffer has {self._buffer.numel()}")
+        reach = sum((extent - 1) * stride for extent, stride in zip(place.shape, place.strides, strict=True))
+        if count and reach != count - 1:
+            raise ValueError(
+                f"a state's tensor of {place.shape} has strides {place.strides}, which leave gaps"
+            )
+        return whole.as_strided(place.shape, place.strides, whole.storage_offset() + place.offset // size)
+
+    def _typed(self, name: str) -> Tensor:
+        if name not in _DTYPES:
+            raise ValueError(f"a state's tensor cannot be {name}")
+        self._as[name] = self._buffer.view(_DTYPES[name])
+        return self._as[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 import msgspec
 import torch
@@ -115,6 +116,7 @@ class Relay:
 
     def _take(self, standing: Execution, order: Continue, file: int | None) -> None:
         """Put a state in place; what it came in, which may be another worker's memory, is let go of."""
+        began = time.monotonic()
         buffer, self._others = self._others if file is None else _mapped(file), None
         if buffer is None or (found := checksum(buffer[: order.size])) != order.checksum:
             got = "nothing" if buffer is None else f"checksum {found}"
@@ -125,6 +127,7 @@ class Relay:
         # The place is another worker's, and the optimizer keeps what it is given.
         own = buffer[: order.size].clone() if buffer.is_cuda else buffer
         self._runtime.take_over(standing, unpacked(_LAYOUT.decode(order.layout), own))
+        _log("taken", order.size, began)
 
     def _practise(self, standing: Execution) -> None:
         """Give and take a state once, with nobody waiting: a GPU loads each kernel when it is first used."""
@@ -174,12 +177,14 @@ class Relay:
                 raise ProtocolError(f"asked for {type(other).__name__} in mid hand-over")
 
     def _give(self, execution: Execution, by_device: bool) -> None:
+        began = time.monotonic()
         packing = Packing(execution.state())
         layout = msgspec.Raw(msgspec.json.encode(packing.layout))
         if by_device and self._own is not None and packing.size <= self._own.numel():
             self._own[: packing.size] = 0
             total = _fill(packing, self._own)
             self._channel.send(Paused(layout=layout, size=packing.size, checksum=total))
+            _log("given", packing.size, began)
             return
         buffer = empty_buffer(packing.size, "cpu")
         if self._runtime.device.type == "cuda":
@@ -188,6 +193,7 @@ class Relay:
         file = memory.write("state", {"state": buffer.numpy()})
         self._channel.send(Paused(layout=layout, size=packing.size, checksum=total), [file])
         os.close(file)
+        _log("given by the host's memory", packing.size, began)
 
 
 def _fill(packing: Packing, buffer: Tensor) -> int:
@@ -196,6 +202,10 @@ def _fill(packing: Packing, buffer: Tensor) -> int:
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
     return checksum(buffer[: packing.size])
+
+
+def _log(what: str, size: int, began: float) -> None:
+    log.info("a state of %.1f MB was %s in %.1f ms", size / 1e6, what, 1e3 * (time.monotonic() - began))
 
 
 def _mapped(file: int) -> Tensor:
