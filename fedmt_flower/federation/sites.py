@@ -222,7 +222,8 @@ def site_of(
 def simulated() -> bool:
     """Whether this process belongs to one of Flower's simulations: an actor of Ray, or its driver."""
     ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    # It may be about to be imported by another thread.
+    return bool(getattr(ray, "is_initialized", bool)())
 
 
 def app_directories() -> tuple[str, ...]:

@@ -99,6 +99,8 @@ def plan_order(
     if n <= EXACT:
         orders = np.array(list(itertools.permutations(range(n))))
         choices = np.indices((table.choices,) * n).reshape(n, -1).T
+        # Of equals the first is taken: that is the one from which to start.
+        choices = choices[np.argsort((choices != choice).any(axis=1), kind="stable")]
         search.visit(np.repeat(orders, len(choices), axis=0), np.tile(choices, (len(orders), 1)))
     else:
         heavy_last = np.argsort(-(solo_s + jobs.up_s), kind="stable")

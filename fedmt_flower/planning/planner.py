@@ -232,7 +232,8 @@ def _best_start(request: PlanRequest, setup: RoundSetup, start: Index, budgets: 
     tasks = np.arange(len(budgets))
     fixed = replace(setup, batches=setup.batches[tasks, start][:, None])
     even = [np.full_like(budgets, level) for level in common_levels(setup.levels)]
-    tried = [budgets, *(row for row in even if row.sum() <= setup.most + 1e-9)]
+    least = request.problem.virtual_resource[0]
+    tried = [budgets, *(row for row in even if least - 1e-9 <= row.sum() <= setup.most + 1e-9)]
     overlap = request.overlap
     if overlap is Overlap.FLEXIBLE and len(tasks) > EXACT:
         overlap = Overlap.WORKLOAD

@@ -108,6 +108,14 @@ def test_settings_that_are_not_allowed_are_not_chosen() -> None:
         assert plan.choice.tolist() == [0] * n
 
 
+def test_batches_change_only_for_a_shorter_round() -> None:
+    jobs = Jobs(names=("a", "b"), samples=np.full(2, 100.0), down_s=np.full(2, 5.0), up_s=np.full(2, 5.0))
+    table = RateTable(choices=3, rates=np.where(states(2, 3) > 0, 1000.0, 0.0))
+    for start in itertools.product(range(3), repeat=2):
+        plan = plan_order(jobs, table, np.array(start), overlap=Overlap.FLEXIBLE)
+        assert tuple(plan.choice) == start
+
+
 def test_nearby_batches_stay_within_their_limits() -> None:
     assert nearby_batches(128, 0.2, 1, 1000) == (102, 128, 154)
     assert nearby_batches(128, 0.2, 120, 130) == (120, 128, 130)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fedmt_flower.domain.allocation import Objective
@@ -10,6 +11,7 @@ from fedmt_flower.domain.timeline import Phase
 from fedmt_flower.errors import ConfigError
 from fedmt_flower.planning.budgets import BudgetProblem
 from fedmt_flower.planning.planner import PlanRequest, pays, plan_device_round
+from fedmt_flower.planning.throughput import Array, CoRuns
 from fedmt_flower.planning.workload import Workload
 from fedmt_flower.planning.xgboost_model import XGBoostModel
 
@@ -57,6 +59,29 @@ def test_overlap_shortens_the_round_and_flexible_most(request_: PlanRequest, fit
     assert spans[Overlap.FLEXIBLE] <= min(spans[Overlap.FIFO], spans[Overlap.WORKLOAD])
     assert spans[Overlap.FLEXIBLE] * 1.25 < spans[Overlap.OFF]
     assert spans[Overlap.FIFO] <= spans[Overlap.SERIAL] + 1e-9
+
+
+class Crowded:
+    """Rates that fall where budgets add up to more than 150 %."""
+
+    monotone = False
+
+    def __init__(self, model: XGBoostModel) -> None:
+        self._model = model
+
+    def rates(self, runs: CoRuns) -> Array:
+        excess = np.maximum(0.0, runs.budgets.sum(axis=1, keepdims=True) / 100.0 - 1.5)
+        return self._model.rates(runs) / (1.0 + 0.5 * excess)
+
+
+@pytest.mark.parametrize("overlap", [Overlap.FIFO, Overlap.FLEXIBLE])
+def test_budgets_keep_a_lower_limit_too(
+    request_: PlanRequest, fitted: XGBoostModel, overlap: Overlap
+) -> None:
+    for least in (180.0, 220.0, 260.0):
+        problem = replace(request_.problem, virtual_resource=(least, 300.0))
+        planned = plan_device_round(replace(request_, problem=problem, overlap=overlap), Crowded(fitted))
+        assert least <= planned.plan.virtual_resource <= 300.0
 
 
 def test_budgets_are_left_for_what_promises_more_than_caution_asks_or_for_a_limit(
