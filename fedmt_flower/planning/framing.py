@@ -167,7 +167,10 @@ def frame(
 
 
 def workload_of(tasks: Iterable[TaskFacts]) -> Workload | None:
-    """Eq. 3 fitted to the steps that were measured; None if those are too few."""
+    """Eq. 3 fitted to the steps that were measured; None if those are too few, or tell no task from another.
+
+    They do not where the time of a step is overhead alone, as of small models that wait for the host.
+    """
     steps = [
         StepTime(
             flops=facts.features.flops,
@@ -179,7 +182,10 @@ def workload_of(tasks: Iterable[TaskFacts]) -> Workload | None:
         if facts.counted
         for batch, rate in facts.features.batch_rates
     ]
-    return fit_workload(steps) if len(steps) >= 3 else None
+    if len(steps) < 3:
+        return None
+    fitted = fit_workload(steps)
+    return fitted if fitted.alpha > 0 or fitted.beta > 0 else None
 
 
 def _fitting(rules: BatchRules, facts: TaskFacts) -> tuple[int, ...]:

@@ -217,6 +217,12 @@ def test_budgets_change_in_the_round_only_where_all_tasks_are_stepped_and_the_ma
 def test_workload_is_fitted_where_enough_steps_were_counted(tasks: tuple[TaskFacts, ...]) -> None:
     assert workload_of(tasks) is not None
     assert workload_of([replace(facts, counted=False) for facts in tasks]) is None
+    # Steps of 10 ms, whatever is in them: Eq. 3 would rank all tasks alike.
+    waiting = [
+        replace(facts, features=replace(facts.features, batch_rates=((64, 6400.0), (128, 12800.0))))
+        for facts in tasks
+    ]
+    assert workload_of(waiting) is None
 
 
 def test_a_plan_serves_while_little_has_changed(gpu: DeviceFacts, tasks: tuple[TaskFacts, ...]) -> None:
