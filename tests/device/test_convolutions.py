@@ -138,6 +138,11 @@ def test_only_the_last_batch_of_an_epoch_is_taken_so(memory_format: MemoryFormat
     assert taken == ([7, 7] if memory_format is LAST else [])
 
 
+def test_so_is_one_of_a_sample_more(taken: list[int]) -> None:
+    trained((INPUTS[:33], LABELS[:33]), {"memory_format": LAST})
+    assert taken == [17, 17]
+
+
 @pytest.mark.parametrize("batch_size", [8, 64], ids=["smaller than the loader's", "larger"])
 def test_a_loaders_own_batches_are_whole_ones(batch_size: int, taken: list[int]) -> None:
     data = torch.utils.data.TensorDataset(INPUTS, LABELS)

@@ -102,6 +102,17 @@ def test_a_replayed_round_is_the_round_itself_and_so_is_the_next() -> None:
     assert recorder.replayed == 6 + 7 + 6
 
 
+def test_a_last_batch_of_one_sample_more_is_none_of_the_graphs() -> None:
+    """A single sample that is left over joins the batch before it: 16, 16 and 17."""
+    plain, fast, recorder = net(), net(), HostRecorder()
+    data = tuple(part[:49] for part in DATA)
+    train(plain, None, data, epochs=3)
+    train(fast, StepGraphs(recorder), data, epochs=3)
+    assert bits(fast) == bits(plain)
+    # Three epochs of two whole batches, but for the two before the recording.
+    assert (recorder.recorded, recorder.replayed) == (1, 4)
+
+
 def handed_over(
     make: Callable[[], nn.Module], graphs: StepGraphs, data: Any = DATA, optimizer: Any = SGD, **config: Any
 ) -> tuple[nn.Module, Loop]:

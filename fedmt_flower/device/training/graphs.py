@@ -174,9 +174,7 @@ class Steps:
     def take(self, drawn: Selection | Batch) -> int:
         """Take one step; returns its samples."""
         samples = rows(drawn)
-        # A loader's batches have a size of its own.
-        self._most = max(self._most, self._batch_size if isinstance(drawn, Selection) else samples)
-        if samples < self._most:
+        if not self._is_whole(drawn, samples):
             with kernels_at_hand(self.step.rules.memory_format):
                 self.take_plainly(drawn)
         elif self._wanted and self._begun and isinstance(drawn, Selection):
@@ -190,6 +188,14 @@ class Steps:
         with self._graphs.recorder.aside() if self._wanted else nullcontext():
             self.step.take(gathered(drawn, self._device), rows(drawn))
         self._begun = True
+
+    def _is_whole(self, drawn: Selection | Batch, samples: int) -> bool:
+        """Whether most batches are of this size, as the last of an epoch, even of one more, is not."""
+        if isinstance(drawn, Selection):
+            return samples == self._batch_size
+        # A loader's batches have a size of its own.
+        self._most = max(self._most, samples)
+        return samples == self._most
 
     def _take_whole(self, selection: Selection) -> None:
         signature = None if self._graph else signature_of(self.step, selection)
